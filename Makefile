@@ -1,0 +1,42 @@
+# Every target works as the first command ever typed: what it needs is made first.
+PYTHON ?= python3
+OUT    ?= runs/latest
+VENV   := .venv
+BIN    := $(VENV)/bin
+INSTALLED := $(VENV)/installed
+
+.DEFAULT_GOAL := help
+.PHONY: help course lab test test-fast lint notebooks clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+$(INSTALLED): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable '.[test]'
+	@touch $@
+
+course: $(INSTALLED)  ## run all lessons on the embedded tissue (class preset) into runs/latest
+	$(BIN)/crc-course run --preset class --out $(OUT)
+
+lab: $(INSTALLED)  ## open the lessons in JupyterLab
+	$(BIN)/jupyter lab --notebook-dir=.
+
+test: $(INSTALLED)  ## run every test, the notebooks among them
+	$(BIN)/python -m pytest
+
+test-fast: $(INSTALLED)  ## run the tests that need no training and no notebook
+	$(BIN)/python -m pytest -m 'not slow'
+
+lint: $(INSTALLED)  ## check style
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check crc_helpers tests
+
+notebooks: $(INSTALLED)  ## refresh the committed outputs, figures and weights (class preset)
+	$(BIN)/crc-course run --preset class --out runs/published
+	$(BIN)/crc-course publish --out runs/published
+
+clean:  ## remove the environment and all runs
+	rm -rf $(VENV) runs

@@ -1,0 +1,216 @@
+"""Augmented views of tiles, a batch at a time on the training device (lesson 02).
+
+All geometry (crop, flips, turns, affine) is one warp and all linear colour one 3x4 matrix, so a
+batch is read and written few times. Each sample has parameters of its own, drawn on the CPU so
+that a seed gives the same views on every device.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# Ruifrok & Johnston (2001): optical density of pure haematoxylin and eosin in R, G, B; the third
+# row is what neither explains, at a right angle to both (not DAB, which is not in the slide).
+_H, _E = torch.tensor([0.65, 0.70, 0.29]), torch.tensor([0.07, 0.99, 0.11])
+STAINS = F.normalize(torch.stack([_H, _E, torch.linalg.cross(_H, _E)]), dim=1)  # (3, 3), rows
+LUMA = torch.tensor([0.299, 0.587, 0.114])  # weights of R, G, B in grey (ITU-R BT.601)
+
+
+@dataclass(frozen=True)
+class Views:
+    """How strongly a view may differ from its tile; zero (or None) switches a transform off."""
+
+    crop: tuple[float, float] = (0.4, 1.0)  # share of the tile's area kept, lowest and highest
+    flip: bool = True  # horizontal and vertical, each with probability 1/2
+    turn: bool = True  # by 0, 90, 180 or 270 degrees
+    rotate: float = 10.0  # largest further rotation, degrees
+    translate: float = 0.0  # largest shift, share of the side
+    shear: float = 0.0  # largest shear, degrees
+    brightness: float = 0.2  # largest relative change
+    contrast: float = 0.2  # largest relative change
+    saturation: float = 0.2  # largest relative change
+    hue: float = 0.0  # largest rotation of the colour circle, in full turns
+    stain: float = 0.35  # largest relative change of the haematoxylin and of the eosin
+    grayscale: float = 0.2  # probability
+    blur: float = 0.3  # probability
+    blur_sigma: tuple[float, float] = (0.3, 1.5)  # lowest and highest, pixels of the view
+
+
+# The paper names its transforms but no strengths; these are common ones for each. It has neither
+# 90-degree turns nor stain jitter.
+PAPER = Views(crop=(0.3, 1.0), turn=False, rotate=17.0, translate=0.05, shear=5.0, brightness=0.4,
+              contrast=0.4, saturation=0.4, hue=0.05, stain=0.0, grayscale=0.0, blur=0.5)  # fmt: skip
+TISSUE = Views()  # what works on H&E: turns, stain jitter, rare grey, gentle crops
+# For fine-tuning: all that surely keeps the diagnosis, nothing that costs detail.
+GENTLE = replace(TISSUE, crop=(0.6, 1.0), stain=0.2, grayscale=0.0, blur=0.0)
+VIEWS: Mapping[str, Views] = {"paper": PAPER, "tissue": TISSUE, "gentle": GENTLE}
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """What was drawn for N views; every field has N rows."""
+
+    warp: Tensor  # (N, 2, 3) output to input coordinates in [-1, 1]
+    stain: Tensor  # (N, 3) factors on haematoxylin, eosin, residual
+    brightness: Tensor  # (N,) factor
+    contrast: Tensor  # (N,) factor
+    saturation: Tensor  # (N,) factor; 0 is grey
+    hue: Tensor  # (N,) radians
+    sigma: Tensor  # (N,) pixels; 0 is no blur
+
+
+def draw_parameters(n: int, views: Views, generator: torch.Generator) -> Parameters:
+    """Draw independent parameters for n views, on the CPU."""
+
+    def uniform(low: float, high: float) -> Tensor:
+        return low + (high - low) * torch.rand(n, generator=generator)
+
+    def factor(strength: float) -> Tensor:
+        return uniform(1 - strength, 1 + strength)
+
+    def chance(p: float) -> Tensor:
+        return torch.rand(n, generator=generator) < p
+
+    area, ratio = uniform(*views.crop), uniform(math.log(3 / 4), math.log(4 / 3)).exp()
+    width, height = (area * ratio).sqrt().clamp(max=1), (area / ratio).sqrt().clamp(max=1)
+    centre_x, centre_y = uniform(-1, 1) * (1 - width), uniform(-1, 1) * (1 - height)
+    flip_x, flip_y = (1 - 2 * chance(views.flip / 2).float() for _ in range(2))
+    quarter = (uniform(0, 4).floor() if views.turn else torch.zeros(n)) * (math.pi / 2)
+    angle = quarter + torch.deg2rad(uniform(-views.rotate, views.rotate))
+    shear = torch.deg2rad(uniform(-views.shear, views.shear)).tan()
+    shift = uniform(-1, 1) * 2 * views.translate, uniform(-1, 1) * 2 * views.translate
+    stain = torch.stack([factor(views.stain), factor(views.stain), torch.ones(n)], dim=1)
+    saturation = factor(views.saturation).masked_fill(chance(views.grayscale), 0)
+    sigma = uniform(*views.blur_sigma).masked_fill(~chance(views.blur), 0)
+    return Parameters(
+        warp=compose_warp(width, height, centre_x, centre_y, flip_x, flip_y, angle, shear, *shift),
+        stain=stain, brightness=factor(views.brightness), contrast=factor(views.contrast),
+        saturation=saturation, hue=2 * math.pi * uniform(-views.hue, views.hue), sigma=sigma,
+    )  # fmt: skip
+
+
+def compose_warp(width, height, centre_x, centre_y, flip_x, flip_y, angle, shear, shift_x, shift_y):
+    """Multiply crop, flips, rotation, shear and shift into one matrix (N, 2, 3).
+
+    All arguments are (N,); lengths are in half-sides (the tile spans [-1, 1]), `angle` in radians,
+    `shear` a slope. The matrix takes a point of the view to its point in the tile.
+    """
+    cos, sin, one, zero = angle.cos(), angle.sin(), torch.ones_like(angle), torch.zeros_like(angle)
+    crop = _matrix(width, zero, centre_x, zero, height, centre_y)
+    flip = _matrix(flip_x, zero, zero, zero, flip_y, zero)
+    affine = _matrix(cos, -sin, shift_x, sin, cos, shift_y) @ _matrix(
+        one, shear, zero, zero, one, zero
+    )
+    return (crop @ flip @ affine)[:, :2]
+
+
+def _matrix(*entries: Tensor) -> Tensor:
+    top = torch.stack(entries, dim=1).view(-1, 2, 3)
+    return torch.cat([top, top.new_tensor([[[0.0, 0.0, 1.0]]]).expand(len(top), 1, 3)], dim=1)
+
+
+def warp(images: Tensor, matrix: Tensor, size: int) -> Tensor:
+    """Sample images (N, 3, H, W) at `matrix` (N, 2, 3) into (N, 3, size, size), bilinear.
+
+    Points outside the tile are mirrored in: black corners would be a shortcut to the augmentation.
+    """
+    grid = F.affine_grid(matrix, [len(images), 3, size, size], align_corners=False)
+    return F.grid_sample(
+        images, grid, mode="bilinear", padding_mode="reflection", align_corners=False
+    )
+
+
+def jitter_stain(images: Tensor, factors: Tensor) -> Tensor:
+    """Multiply haematoxylin, eosin and residual of images in [0, 1] by `factors` (N, 3).
+
+    Optical density is linear in the amount of dye (Beer-Lambert), so the change is one 3x3 matrix
+    there. Source: Tellez et al. 2018, doi:10.1109/TMI.2018.2820199.
+    """
+    stains = STAINS.to(images)
+    matrix = torch.linalg.inv(stains) @ (factors[:, :, None] * stains)  # (N, 3, 3), density rows
+    density = -images.clamp(min=1 / 255).log()
+    changed = torch.einsum("nihw,nij->njhw", density, matrix)
+    return (-changed).exp().clamp(0, 1)
+
+
+def jitter_colour(images: Tensor, brightness, contrast, saturation, hue) -> Tensor:
+    """Apply brightness, contrast, saturation and hue, in this order, as one matrix an image.
+
+    images (N, 3, H, W) in [0, 1]; factors (N,); hue (N,) radians around the grey axis. Equals
+    torchvision's first three where nothing clips in between; theirs turn hue in HSV.
+    """
+    luma = LUMA.to(images)
+    eye, grey = torch.eye(3).to(images), luma.expand(3, 3)
+    mean = (images.mean(dim=(2, 3)) @ luma) * brightness  # grey level that contrast pivots on
+    axis = torch.full((3,), 3**-0.5).to(images)
+    cross = torch.linalg.cross(eye, axis.expand(3, 3))  # v -> v x axis
+    turn = torch.cos(hue).view(-1, 1, 1) * eye + torch.sin(hue).view(-1, 1, 1) * cross
+    turn = turn + (1 - torch.cos(hue)).view(-1, 1, 1) * torch.outer(axis, axis)
+    scale = saturation.view(-1, 1, 1)
+    linear = turn @ (scale * eye + (1 - scale) * grey)
+    matrix = linear * (contrast * brightness).view(-1, 1, 1)
+    offset = torch.einsum("nij,n->ni", linear, (1 - contrast) * mean)
+    changed = torch.einsum("nij,njhw->nihw", matrix, images) + offset[:, :, None, None]
+    return changed.clamp(0, 1)
+
+
+def blur(images: Tensor, sigma: Tensor) -> Tensor:
+    """Convolve each image with its own Gaussian of `sigma` (N,) pixels; 0 leaves it as it is."""
+    chosen = sigma > 0
+    if not chosen.any():
+        return images
+    some, width = images[chosen], sigma[chosen, None]
+    radius = max(1, math.ceil(3 * float(width.max())))
+    radius = min(radius, images.shape[-1] - 1)  # reflection padding cannot exceed the image
+    steps = torch.arange(-radius, radius + 1, device=images.device)
+    kernel = torch.exp(-0.5 * (steps / width) ** 2)
+    kernel = (kernel / kernel.sum(dim=1, keepdim=True)).repeat_interleave(3, dim=0)  # (3n, taps)
+    flat = F.pad(some.reshape(1, -1, *some.shape[2:]), [radius] * 4, mode="reflect")
+    flat = F.conv2d(flat, kernel[:, None, :, None], groups=len(kernel))
+    flat = F.conv2d(flat, kernel[:, None, None, :], groups=len(kernel))
+    result = images.clone()
+    result[chosen] = flat.view_as(some)
+    return result
+
+
+def apply(images: Tensor, parameters: Parameters, size: int) -> Tensor:
+    """Make one view of each image: (N, 3, H, W) in [0, 1] to (N, 3, size, size) in [0, 1]."""
+    p = Parameters(**{k: v.to(images.device) for k, v in vars(parameters).items()})
+    views = warp(images, p.warp, size)
+    if (p.stain != 1).any():
+        views = jitter_stain(views, p.stain)
+    views = jitter_colour(views, p.brightness, p.contrast, p.saturation, p.hue)
+    return blur(views, p.sigma)
+
+
+def shrink(images: Tensor, size: int) -> Tensor:
+    """Turn uint8 tiles (N, 3, H, W) into float (N, 3, size, size) in [0, 1], antialiased."""
+    if images.shape[-1] != size or images.shape[-2] != size:
+        images = F.interpolate(images, (size, size), mode="bilinear", antialias=True)
+    return images.float() / 255
+
+
+def one_view(images: Tensor, views: Views, size: int, generator: torch.Generator) -> Tensor:
+    """Augment uint8 tiles (N, 3, H, W) once, to float (N, 3, size, size) in [0, 1]."""
+    return _views(images, views, size, generator, copies=1)[0]
+
+
+def two_views(
+    images: Tensor, views: Views, size: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Augment uint8 tiles (N, 3, H, W) twice, independently: two (N, 3, size, size) in [0, 1]."""
+    return _views(images, views, size, generator, copies=2)
+
+
+def _views(images, views, size, generator, copies) -> tuple[Tensor, ...]:
+    # The warp samples single pixels: shrinking first to little more than the view's own
+    # resolution, once for both views, is what keeps nuclei from turning into aliasing noise.
+    working = min(images.shape[-1], round(size * 4 / 3))
+    base = shrink(images, working)
+    return tuple(
+        apply(base, draw_parameters(len(images), views, generator), size) for _ in range(copies)
+    )

@@ -1,0 +1,331 @@
+"""The command line: run the lessons, look after data, check the machine."""
+
+import argparse
+import ast
+import contextlib
+import importlib
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import yaml
+
+from crc_helpers import __version__
+from crc_helpers.runs import (
+    ROOT,
+    atomic_path,
+    device_name,
+    fingerprint,
+    has_fast_bf16,
+    run_folder,
+    save_json,
+    versions,
+)
+
+NOTEBOOKS = ROOT / "notebooks"
+PRESETS = ROOT / "presets"
+
+
+class UsageError(ValueError):
+    """The command was given something it cannot use; one line, exit status 2."""
+
+
+def lesson_files(which: str = "") -> list[Path]:
+    """Return the notebooks of a range such as "03", "01-06" or "03-"; all for "".
+
+    Raises UsageError for a range that is none or holds no lesson.
+    """
+    files = sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))
+    low, _, high = which.partition("-")
+    high = high or ("99" if which.endswith("-") or not which else low)
+    try:
+        chosen = [f for f in files if int(low or 0) <= int(f.name[:2]) <= int(high)]
+    except ValueError:
+        raise UsageError(
+            f"--lessons {which!r}: give one lesson or a range, e.g. 03 or 01-06"
+        ) from None
+    if not chosen:
+        raise UsageError(f"--lessons {which!r}: no such lesson in {NOTEBOOKS}")
+    return chosen
+
+
+def parameters_of(notebook: Path) -> dict[str, Any]:
+    """Return the names and literals of a notebook's cell tagged `parameters`."""
+    for cell in nbformat.read(notebook, as_version=4).cells:
+        if "parameters" in cell.metadata.get("tags", []):
+            statements = ast.parse(cell.source).body
+            return {s.targets[0].id: ast.literal_eval(s.value) for s in statements}
+    raise UsageError(f"{notebook} has no cell tagged 'parameters'")
+
+
+def read_settings(preset: str, given: Sequence[str], known: set[str]) -> dict[str, Any]:
+    """Return the preset's parameters with `given` NAME=VALUE pairs over them; values are YAML.
+
+    Raises UsageError for a preset, name or value that is none.
+    """
+    file = PRESETS / f"{preset}.yaml"
+    if not file.is_file():
+        names = ", ".join(sorted(p.stem for p in PRESETS.glob("*.yaml")))
+        raise UsageError(f"--preset {preset!r} is unknown: choose one of {names}")
+    settings = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+    for pair in given:
+        name, equals, value = pair.partition("=")
+        if not equals:
+            raise UsageError(f"--set {pair!r}: give NAME=VALUE")
+        try:
+            settings[name] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise UsageError(f"--set {pair!r}: the value is no YAML ({error})") from None
+    if unknown := sorted(set(settings) - known):
+        raise UsageError(
+            f"unknown parameter {', '.join(unknown)}: the lessons have {', '.join(sorted(known))}"
+        )
+    return settings
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Execute lessons in order into a run folder; skip what is done with the same parameters."""
+    from crc_helpers.data import load_tiles  # imports of seconds wait until they are needed
+
+    lessons = lesson_files(arguments.lessons)
+    parameters = {file: parameters_of(file) for file in lesson_files()}
+    settings = read_settings(
+        arguments.preset, arguments.set, {name for p in parameters.values() for name in p}
+    )
+    out = run_folder(Path(arguments.out).resolve())
+    settings |= {"RUN": str(out), "START_FROM": "run"}
+    if arguments.data:
+        settings["DATA"] = arguments.data
+    if arguments.data_root:
+        settings["DATA_ROOT"] = str(Path(arguments.data_root).resolve())
+    first = {**parameters[lesson_files()[0]], **settings}
+    if lessons[0] == lesson_files()[0]:  # bad data is said here, in one line, and not from a cell
+        load_tiles(first["DATA"], first["DATA_ROOT"], classes=first["CLASSES"], n=first["N_TILES"],
+                   seed=first["SEED"])  # fmt: skip
+    record = out / "lessons.json"
+    done = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
+    code = fingerprint(code={f.name: f.read_text(encoding="utf-8") for f in _sources()})
+    mark = ""
+    for file, literals in parameters.items():
+        mine = {name: settings[name] for name in literals if name in settings}
+        # Each lesson's mark holds the one before: a change runs all that builds on it again.
+        mark = fingerprint(before=mark, parameters=mine, notebook=_source_of(file), code=code)
+        if file not in lessons:
+            continue
+        if done.get(file.stem, {}).get("mark") == mark and (out / file.name).is_file():
+            print(f"{file.stem}: done before with these parameters, skipped")
+            continue
+        start = time.perf_counter()
+        if status := _execute(file, out, mine):
+            return status
+        done[file.stem] = {"mark": mark, "seconds": round(time.perf_counter() - start, 1)}
+        save_json(record, done)
+    _complete_metrics(out, done, arguments.preset)
+    total = sum(lesson["seconds"] for lesson in done.values())
+    print(
+        f"\nThe lessons took {total / 60:.1f} minutes. Open {out}/01_data_exploration.html to read;"
+    )
+    print(f"numbers are in {out / 'metrics.json'}.")
+    return 0
+
+
+def _sources() -> list[Path]:
+    return sorted(Path(__file__).parent.glob("*.py"))
+
+
+def _source_of(notebook: Path) -> list[str]:
+    return [cell.source for cell in nbformat.read(notebook, as_version=4).cells]
+
+
+def _execute(file: Path, out: Path, parameters: dict[str, Any]) -> int:
+    import papermill
+    from nbconvert import HTMLExporter
+
+    target = out / file.name
+    try:
+        papermill.execute_notebook(
+            file, target, parameters, cwd=str(NOTEBOOKS), kernel_name="python3",
+            progress_bar={"desc": file.stem}, start_timeout=180,
+        )  # fmt: skip
+    except papermill.PapermillExecutionError as error:
+        cell = f"cell {error.cell_index} of {target}"
+        print(f"\n{file.stem} failed in {cell}: {error.ename}: {error.evalue}", file=sys.stderr)
+        return 2 if error.ename == "DataError" else 1
+    html, _ = HTMLExporter(embed_images=True).from_filename(str(target))
+    with atomic_path(target.with_suffix(".html")) as temporary:
+        temporary.write_text(html, encoding="utf-8")
+    return 0
+
+
+def _complete_metrics(out: Path, done: dict[str, Any], preset: str) -> None:
+    path = out / "metrics.json"
+    if not path.is_file():
+        return
+    metrics = json.loads(path.read_text(encoding="utf-8"))
+    metrics |= {"preset": preset, "seconds": {k: v["seconds"] for k, v in done.items()}}
+    save_json(path, metrics)
+
+
+def publish(arguments: argparse.Namespace) -> int:
+    """Turn a class-preset run into the committed outputs: notebooks, figures and weights.
+
+    Removes what changes from run to run or belongs to one machine, so that diffs are small.
+    """
+    import numpy as np  # noqa: F401  (torch warns where numpy is missing)
+    from safetensors import safe_open
+    from safetensors.torch import load_file, save_file
+
+    out = Path(arguments.out).resolve()
+    for file in lesson_files():
+        executed = nbformat.read(out / file.name, as_version=4)
+        save_notebook(file, clean(executed, nbformat.read(file, as_version=4), str(out)))
+    for picture in sorted(out.glob("figure_*.png")):
+        shutil.copy(picture, ROOT / "figures" / picture.name)
+    for name in ("encoder.safetensors", "classifier.safetensors"):
+        with safe_open(out / name, framework="pt") as file:
+            facts = file.metadata()
+        state = {
+            k: v.half() if v.is_floating_point() else v for k, v in load_file(out / name).items()
+        }
+        with atomic_path(ROOT / "weights" / name) as temporary:
+            save_file(state, temporary, facts)
+    shutil.copy(out / "data.json", ROOT / "weights" / "data.json")
+    metrics = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
+    recipe = {key: metrics[key] for key in ("data", "preset", "seed", "device", "versions")}
+    save_json(ROOT / "figures" / "recipe.json", recipe)
+    save_json(ROOT / "figures" / "metrics.json", metrics)
+    return 0
+
+
+def clean(executed: Any, source: Any, run_path: str) -> Any:
+    """Return the executed notebook with the source's parameters cell, counts 1..n, no timestamps,
+    no widget state and no path of the run.
+    """
+    cells = [c for c in executed.cells if "injected-parameters" not in c.metadata.get("tags", [])]
+    for count, cell in enumerate((c for c in cells if c.cell_type == "code"), start=1):
+        cell.execution_count = count
+        for output in cell.outputs:
+            if "execution_count" in output:
+                output.execution_count = count
+            if "text" in output:
+                output.text = output.text.replace(f"{run_path}/", "").replace(run_path, "")
+            output.get("data", {}).pop("application/vnd.jupyter.widget-view+json", None)
+        # Progress bars and warnings of one machine teach nothing in a committed file.
+        cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr"]
+    for cell in cells:
+        cell.metadata = {k: v for k, v in cell.metadata.items() if k == "tags" and v}
+    executed.cells = cells
+    executed.metadata = source.metadata
+    executed.metadata.pop("widgets", None)
+    return executed
+
+
+def save_notebook(path: Path, notebook: Any) -> None:
+    """Write a notebook, atomically."""
+    with atomic_path(path) as temporary:
+        nbformat.write(notebook, temporary)
+
+
+def data(arguments: argparse.Namespace) -> int:
+    """Check a data set, or prepare one."""
+    from crc_helpers.data import check, load_tiles, prepare
+
+    if arguments.action == "check":
+        sheet = Path(arguments.out or f"{arguments.name}_contact_sheet.png")
+        tiles = load_tiles(arguments.name, arguments.data_root)
+        print("\n".join(check(tiles, sheet)))
+    else:
+        folder = prepare(arguments.name, arguments.out or arguments.data_root)
+        print(f"{arguments.name} is ready in {folder}")
+    return 0
+
+
+def doctor(_arguments: argparse.Namespace) -> int:
+    """Check versions, device, write permission and kernel; end in OK or FAIL with what to do."""
+    import torch
+    from jupyter_client.kernelspec import KernelSpecManager, NoSuchKernel
+    from packaging.version import Version
+
+    problems = []
+    if sys.version_info < (3, 11):
+        problems.append("Python 3.11 or newer is needed: install it and make the environment again")
+    for name, found in versions().items():
+        print(f"{name:<14} {found}")
+    for module in ("cv2", "ipywidgets", "papermill", "seaborn", "timm", "umap"):
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            problems.append(f"{module} cannot be imported ({error}): pip install -e .")
+    for name, needed in (("torch", "2.11"), ("torchvision", "0.26")):
+        if Version(versions()[name]) < Version(needed):
+            problems.append(f"{name} {needed} or newer is needed: pip install --upgrade {name}")
+    print(f"{'device':<14} {device_name()}")
+    print(f"{'bf16':<14} {'used' if has_fast_bf16() else 'not used: slower than fp32 here'}")
+    print(f"{'memory':<14} {_memory()}")
+    if not torch.isfinite(torch.ones(2, 2) @ torch.ones(2, 2)).all():
+        problems.append("torch computes wrongly: install it again")
+    for folder in (ROOT, Path.cwd()):
+        if not os.access(folder, os.W_OK):
+            problems.append(f"{folder} is read-only: give --out a folder that you may write to")
+    try:
+        command = KernelSpecManager().get_kernel_spec("python3").argv[0]
+        print(f"{'kernel':<14} python3 ({command})")
+    except NoSuchKernel:
+        problems.append("no Jupyter kernel 'python3': python -m ipykernel install --sys-prefix")
+    print("OK" if not problems else "FAIL\n" + "\n".join(f"- {p}" for p in problems))
+    return 1 if problems else 0
+
+
+def _memory() -> str:
+    with contextlib.suppress(ValueError, OSError, AttributeError):
+        return f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.0f} GiB"
+    return "unknown"
+
+
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(prog="crc-course", description=__doc__)
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(required=True, metavar="run | data | doctor")
+    sub = commands.add_parser("run", help="execute the lessons, in order, into a folder")
+    sub.add_argument("--preset", default="class", help="ci, class (default) or paper")
+    sub.add_argument("--data", choices=("synthetic", "ebhi", "mhist", "folder"))
+    sub.add_argument("--data-root", metavar="DIR", help="where the tiles are")
+    sub.add_argument("--lessons", default="", metavar="01-06", help="a lesson or a range")
+    sub.add_argument("--out", default="runs/latest", metavar="runs/NAME")
+    sub.add_argument("--set", action="append", default=[], metavar="NAME=VALUE",
+                     help="a parameter of the lessons; may be given again")  # fmt: skip
+    sub.set_defaults(do=run)
+    sub = commands.add_parser("data", help="look at a data set, or fetch and unpack it")
+    sub.add_argument("action", choices=("check", "prepare"))
+    sub.add_argument("name", choices=("synthetic", "ebhi", "mhist", "folder"))
+    sub.add_argument("--data-root", metavar="DIR")
+    sub.add_argument("--out", metavar="DIR", help="where to put the data, or the contact sheet")
+    sub.set_defaults(do=data)
+    sub = commands.add_parser("doctor", help="check this machine and installation")
+    sub.set_defaults(do=doctor)
+    sub = commands.add_parser("publish")  # for maintainers: `make notebooks`
+    sub.add_argument("--out", default="runs/published")
+    sub.set_defaults(do=publish)
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; return its exit status, 2 for what the user can mend."""
+    from crc_helpers.data_readers import DataError
+
+    arguments = parse(argv)
+    try:
+        return arguments.do(arguments)
+    except (UsageError, DataError) as error:
+        print(f"crc-course: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nstopped; the same command goes on from here", file=sys.stderr)
+        return 130

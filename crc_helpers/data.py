@@ -1,0 +1,610 @@
+"""Tiles from four sources, as one memory-mapped array, and their division for an honest test.
+
+Each tile is decoded (or drawn) once, into a cache that later calls only map: opening 100,000 tiles
+takes about a second and next to no memory. The cache lies in `CRC_HELPERS_CACHE` or the user's
+cache folder; deleting it costs nothing but the time to decode again.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import ModuleType
+
+import cv2
+import numpy as np
+import pandas as pd
+import pooch
+from joblib import Parallel, cpu_count, delayed
+from numpy.lib.format import open_memmap
+from PIL import Image, ImageDraw
+
+from crc_helpers import data_readers as readers
+from crc_helpers.data_readers import About, DataError
+from crc_helpers.runs import RunError, save_json, save_table, start_file
+
+NEAR_LIMIT = 20_000  # tiles compared each with each; a few seconds
+SCHEMES = ("auto", "paper", "random")
+
+
+@dataclass(frozen=True, eq=False)
+class Tiles:
+    """Image tiles with whatever is known of each; N tiles of H × W pixels, all of one size."""
+
+    images: np.ndarray  # uint8 (N, 3, H, W), memory-mapped, read-only
+    labels: np.ndarray  # int64 (N,), index into class_names; -1: no label in this task
+    class_names: tuple[str, ...]
+    ids: np.ndarray  # str (N,), file name or synthetic id
+    groups: np.ndarray | None  # str (N,), slide or case; None where it is not published
+    partition: np.ndarray | None  # str (N,), official "train" / "test"
+    votes: np.ndarray | None  # int64 (N,), how many of seven readers chose class 1
+    masks: np.ndarray | None  # uint8 0/1 (N, H, W), memory-mapped, read-only
+    mask_name: str | None  # what the mask outlines
+    mpp: float | None  # microns per pixel
+    name: str
+    source: str
+    licence: str
+    notes: tuple[str, ...] = ()  # what was converted, resized, left out
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def subset(self, index: np.ndarray) -> "Tiles":
+        """The tiles at `index` (integers or booleans), their images and masks copied to memory."""
+        fields = ("images", "labels", "ids", "groups", "partition", "votes", "masks")
+        present = {name: getattr(self, name) for name in fields}
+        return replace(self, **{k: None if v is None else v[index] for k, v in present.items()})
+
+
+def load_tiles(
+    name: str = "synthetic",
+    root: str | Path | None = None,
+    *,
+    classes: Sequence[str] | str | None = None,
+    n: int = 2000,
+    seed: int = 0,
+    size: int = 224,
+    mpp: float | None = None,
+    cache: str | Path | None = None,
+) -> Tiles:
+    """Load `synthetic`, `mhist`, `ebhi` or `folder`, decoding or drawing only the first time.
+
+    `root`: the data set's folder. `classes`: the task, two or more names in the order of their
+    labels, or "all"; tiles of other classes stay, with label -1, for label-free pre-training.
+    `n`, `seed`: how many synthetic tiles, which ones. `size`: side in pixels.
+    `mpp`: microns per pixel of the result, where you know better (MHIST's is disputed).
+    Raises DataError, one line, for anything that is wrong with the data.
+    """
+    if name == "synthetic":
+        folder, about = _synthetic(n, seed, size, cache)
+    elif name in readers.SOURCES:
+        folder, about = _foreign(name, root, size, cache)
+    else:
+        choices = ", ".join(["synthetic", *readers.SOURCES])
+        raise DataError(f"data {name!r}: unknown, expected one of {choices}")
+    tiles = _open(folder, name, about, classes, size)
+    return tiles if mpp is None else replace(tiles, mpp=mpp)
+
+
+# --- the cache -----------------------------------------------------------------------------------
+
+
+def cache_folder(cache: str | Path | None = None) -> Path:
+    """Where decoded tiles lie: `cache`, else `CRC_HELPERS_CACHE`, else the user's cache folder."""
+    return Path(cache or os.environ.get("CRC_HELPERS_CACHE") or pooch.os_cache("crc_helpers"))
+
+
+def _cached(
+    name: str, parts: tuple, cache: str | Path | None, build: Callable[[Path], None]
+) -> Path:
+    """The folder of this key; where it is not there yet, `build` fills it, all or nothing."""
+    key = hashlib.sha256(repr((name, *parts)).encode()).hexdigest()[:24]
+    final = cache_folder(cache) / f"{name}-{key}"
+    try:
+        if not final.is_dir():
+            with readers.whole_folder(final) as unfinished:
+                build(unfinished)
+    except OSError as error:
+        raise DataError(
+            f"{final.parent}: cannot be written ({error}); set the environment variable "
+            "CRC_HELPERS_CACHE to a folder that can"
+        ) from error
+    return final
+
+
+def _code(module: ModuleType) -> str:
+    """A digest of a module's source: tiles made by other code than today's are made again."""
+    return hashlib.sha256(Path(module.__file__).read_bytes()).hexdigest()
+
+
+def _arrays(
+    folder: Path, count: int, size: int, masks: bool
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """New memory-mapped arrays, after a look at the space left (a full disk would kill Python)."""
+    needed, free = count * size * size * (4 if masks else 3), shutil.disk_usage(folder).free
+    if needed > free:
+        raise DataError(
+            f"{folder.parent}: {needed / 1e9:.1f} GB needed for the decoded tiles, "
+            f"{free / 1e9:.1f} GB free; make room or set CRC_HELPERS_CACHE"
+        )
+    images = open_memmap(folder / "images.npy", "w+", np.uint8, (count, 3, size, size))
+    if not masks:
+        return images, None
+    return images, open_memmap(folder / "masks.npy", "w+", np.uint8, (count, size, size))
+
+
+def _open(
+    folder: Path, name: str, about: About, classes: Sequence[str] | str | None, size: int
+) -> Tiles:
+    masks = None
+    try:
+        images = np.load(folder / "images.npy", mmap_mode="r")
+        if about.mask_name:
+            masks = np.load(folder / "masks.npy", mmap_mode="r")
+        table = pd.read_csv(folder / "table.csv", dtype=str, keep_default_na=False)
+        notes = (folder / "notes.txt").read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError) as error:
+        raise DataError(f"{folder}: a damaged cache ({error}); delete this folder") from error
+    known = about.class_names or tuple(sorted(table["class"].unique()))
+    chosen = _choose_classes(classes or about.default_classes or known, known)
+    lookup = {name: label for label, name in enumerate(chosen)}
+    labels = table["class"].map(lookup).fillna(-1).to_numpy(np.int64)
+    _require_classes(labels, chosen, name)
+    columns = {c: table[c].to_numpy().astype(str) for c in ("group", "partition") if c in table}
+    return Tiles(
+        images,
+        labels,
+        chosen,
+        table["id"].to_numpy().astype(str),
+        columns.get("group"),
+        columns.get("partition"),
+        table["votes"].to_numpy(np.int64) if "votes" in table else None,
+        masks,
+        about.mask_name,
+        about.mpp and about.mpp * 224 / size,
+        name,
+        about.origin,
+        about.licence,
+        tuple(notes),
+    )
+
+
+def _choose_classes(classes: Sequence[str] | str, known: tuple[str, ...]) -> tuple[str, ...]:
+    if isinstance(classes, str):
+        classes = known if classes == "all" else [classes]
+    chosen = tuple(classes)
+    for name in chosen:
+        if name not in known:
+            raise DataError(f"class {name!r}: unknown, expected some of {', '.join(known)}")
+    if len(set(chosen)) < max(2, len(chosen)):
+        raise DataError(
+            f"classes {list(chosen)}: expected two or more different ones; "
+            "a classifier has nothing to learn from one class only"
+        )
+    return chosen
+
+
+def _require_classes(labels: np.ndarray, chosen: tuple[str, ...], name: str) -> None:
+    for label, class_name in enumerate(chosen):
+        if not (labels == label).any():
+            raise DataError(
+                f"{name}: one class only, no tile of class {class_name!r}; "
+                "add tiles of it or choose other classes"
+            )
+
+
+def _write_table(folder: Path, table: pd.DataFrame, notes: Iterable[str]) -> None:
+    """The table and the notes, which are said once: here, where the tiles are made."""
+    keep = [c for c in ("id", "class", "group", "partition", "votes") if c in table]
+    table[keep].to_csv(folder / "table.csv", index=False, lineterminator="\n")
+    (folder / "notes.txt").write_text("\n".join(notes), encoding="utf-8")
+    for note in notes:
+        print(note)
+
+
+# --- tiles from files ----------------------------------------------------------------------------
+
+
+def _foreign(
+    name: str, root: str | Path | None, size: int, cache: str | Path | None
+) -> tuple[Path, About]:
+    source = readers.SOURCES[name]
+    if name == "ebhi" and not root:
+        root = ebhi_folder()
+    root = source.locate(Path(root) if root else None).resolve()
+    found = readers.scan(root, source.folders(root), source.tables)
+
+    def build(folder: Path) -> None:
+        table, notes = source.read(root, found)
+        if table.empty:
+            raise DataError(f"{root}: no image in it; expected the layout of {name!r}")
+        images, masks = _arrays(folder, len(table), size, "mask" in table)
+        notes += readers.decode_all(root, table, images, masks)
+        _write_table(folder, table, notes)
+
+    key = (str(root), size, found.fingerprint, _code(readers))
+    return _cached(name, key, cache, build), source.about
+
+
+# --- drawn tiles ---------------------------------------------------------------------------------
+
+
+def _synthetic(n: int, seed: int, size: int, cache: str | Path | None) -> tuple[Path, About]:
+    from crc_helpers import synthetic_tissue
+
+    if n < 2:
+        raise DataError(f"n = {n}: expected two synthetic tiles or more")
+    about = About(
+        "drawn by crc_helpers.synthetic_tissue",
+        "MIT",
+        tuple(synthetic_tissue.CLASS_NAMES),
+        mask_name="diagnostic region",
+        mpp=2.0,
+    )
+
+    def build(folder: Path) -> None:
+        cohort = synthetic_tissue.make_cohort(n, seed)
+        _draw_all(folder, cohort, size, cpu_count())
+        table = pd.DataFrame(
+            {
+                "id": [f"synthetic_{seed}_{i:06d}" for i in range(n)],
+                "class": np.asarray(about.class_names)[cohort.label],
+                "group": cohort.slide,
+                "votes": cohort.votes,
+            }
+        )
+        _write_table(folder, table, [])
+
+    key = (n, seed, size, _code(synthetic_tissue))
+    return _cached("synthetic", key, cache, build), about
+
+
+def _draw_all(folder: Path, cohort, size: int, processes: int) -> None:
+    """Draw the cohort on all cores; each tile has its own seed, so their number changes nothing."""
+    count = len(cohort.seeds)
+    _arrays(folder, count, size, masks=True)
+    blocks = [range(start, min(start + 16, count)) for start in range(0, count, 16)]
+    jobs = (
+        delayed(_draw_rows)(
+            folder, b.start, [cohort.parameters[i] for i in b], cohort.seeds[b.start : b.stop], size
+        )
+        for b in blocks
+    )
+    # joblib's own processes: no fork of a process with threads, no `__main__` guard in a script
+    with readers.progress(count, "drawing tissue") as bar:
+        for drawn in Parallel(n_jobs=processes, return_as="generator")(jobs):
+            bar.update(drawn)
+
+
+def _draw_rows(folder: Path, start: int, parameters: list, seeds: np.ndarray, size: int) -> int:
+    from crc_helpers import synthetic_tissue
+
+    images = np.load(folder / "images.npy", mmap_mode="r+")
+    masks = np.load(folder / "masks.npy", mmap_mode="r+")
+    for row, (parameter, seed) in enumerate(zip(parameters, seeds, strict=True), start):
+        drawing = synthetic_tissue.draw(parameter, int(seed), size=size)
+        images[row], masks[row] = drawing.image, drawing.diagnostic
+    return len(parameters)
+
+
+# --- the split -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Who trains, who chooses, who tests: int64 indices into the tiles, sorted."""
+
+    train: np.ndarray
+    val: np.ndarray
+    test: np.ndarray
+    unlabelled: np.ndarray  # no label in this task; where grouped, no group-mate in val or test
+    grouped: bool  # no slide or case in two parts
+    scheme: str  # "official", "grouped", "random" or "paper"
+    discarded: np.ndarray  # labelled, left out to balance the classes
+
+    @property
+    def pretraining(self) -> np.ndarray:
+        """All tiles that pre-training, which uses no labels, may see: train and unlabelled."""
+        return np.concatenate([self.train, self.unlabelled])
+
+    def to_frame(self, tiles: Tiles) -> pd.DataFrame:
+        """One row a tile: id, group, label, part ("held out": unlabelled, mate of a test tile)."""
+        part = np.full(len(tiles), "held out", dtype=object)
+        for name in ("train", "val", "test", "unlabelled", "discarded"):
+            part[getattr(self, name)] = name
+        label = np.append(tiles.class_names, "")[tiles.labels]  # -1 is the last: no label
+        group = "" if tiles.groups is None else tiles.groups
+        return pd.DataFrame({"id": tiles.ids, "group": group, "label": label, "part": part})
+
+
+def split(
+    tiles: Tiles,
+    scheme: str = "auto",
+    *,
+    test: float = 0.25,
+    validation: float = 0.15,
+    seed: int = 0,
+    batch_size: int = 1,
+) -> Split:
+    """Divide the labelled tiles into train, val and test, the same for the same seed.
+
+    "auto": the official partition where there is one, else whole groups (over all classes at once)
+    where they are known, else stratified random. "paper": the majority class cut to the size of
+    the other, then 90:10 at random (`test` is not used). "random": stratified random, groups
+    ignored. `test` is a fraction of the tiles, `validation` a fraction of what test leaves; 0 gives
+    an empty val. Raises DataError where a part lacks a class or train is smaller than a batch.
+    """
+    if scheme not in SCHEMES:
+        raise ValueError(f"scheme {scheme!r}: unknown, expected one of {', '.join(SCHEMES)}")
+    if not (0 < test < 1 and 0 <= validation < 1):
+        raise ValueError(f"test {test}, validation {validation}: expected fractions below 1")
+    rng = np.random.default_rng(seed)
+    everything, nothing = np.arange(len(tiles)), np.empty(0, np.int64)
+    groups = tiles.groups if scheme == "auto" else None
+    kept, discarded = everything, nothing
+    if scheme == "paper":
+        kept, discarded = _balance(tiles.labels, rng)
+        test = 0.10
+    if scheme == "auto" and tiles.partition is not None:
+        tested, used = np.flatnonzero(tiles.partition == "test"), "official"
+    else:
+        tested = _take(kept, tiles.labels, groups, test, rng)
+        used = "grouped" if groups is not None else "random" if scheme == "auto" else scheme
+    rest = np.setdiff1d(kept, tested)
+    val = _take(rest, tiles.labels, groups, validation, rng) if validation else nothing
+    rest = np.setdiff1d(rest, val)
+    has_label = tiles.labels >= 0
+    result = Split(
+        *(part[has_label[part]] for part in (rest, val, tested)),
+        rest[~has_label[rest]],
+        groups is not None,
+        used,
+        discarded,
+    )
+    _require_parts(tiles, result, validation, batch_size)
+    return result
+
+
+def _balance(labels: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Discard random tiles of the larger classes until all are as small as the smallest."""
+    classes = [np.flatnonzero(labels == label) for label in range(labels.max() + 1)]
+    fewest = min(map(len, classes))
+    discarded = np.concatenate([rng.permutation(members)[fewest:] for members in classes])
+    return np.setdiff1d(np.arange(len(labels)), discarded), np.sort(discarded)
+
+
+def _take(
+    index: np.ndarray,
+    labels: np.ndarray,
+    groups: np.ndarray | None,
+    fraction: float,
+    rng: np.random.Generator,
+) -> np.ndarray:
+    """A fraction of `index` with each class in proportion, by whole groups where they are known."""
+    if not (labels[index] >= 0).any():
+        return index[:0]
+    if groups is not None:
+        return index[_whole_groups(groups[index], labels[index], fraction, rng)]
+    taken = []
+    for label in np.unique(labels[index][labels[index] >= 0]):
+        members = rng.permutation(index[labels[index] == label])
+        taken.append(members[: round(fraction * len(members))])
+    return np.sort(np.concatenate(taken))
+
+
+def _whole_groups(
+    groups: np.ndarray, labels: np.ndarray, fraction: float, rng: np.random.Generator
+) -> np.ndarray:
+    """Of 200 random choices of whole groups, the one that comes nearest the fraction, each class.
+
+    Returns booleans (N,). Counts have one column a class, unlabelled tiles being a class too.
+    """
+    names, group = np.unique(groups, return_inverse=True)
+    classes, label = np.unique(labels, return_inverse=True)
+    counts = np.zeros((len(names), len(classes)))
+    np.add.at(counts, (group, label), 1)
+    best, chosen = np.inf, names[:0]
+    for _ in range(200):
+        order = rng.permutation(len(names))
+        share = counts[order].cumsum(axis=0) / counts.sum(axis=0)  # after 1, 2, … groups
+        distance = np.abs(share - fraction).max(axis=1)
+        if distance.min() < best:
+            best, chosen = distance.min(), order[: distance.argmin() + 1]
+    return np.isin(group, chosen)
+
+
+def _require_parts(tiles: Tiles, parts: Split, validation: float, batch_size: int) -> None:
+    for part in ("train", "val", "test") if validation else ("train", "test"):
+        here = np.unique(tiles.labels[getattr(parts, part)])
+        missing = [c for i, c in enumerate(tiles.class_names) if i not in here]
+        if missing:
+            raise DataError(
+                f"{tiles.name}: no tile of class {missing[0]!r} in {part}; "
+                "add tiles (or groups), or change the fractions"
+            )
+    if parts.grouped:
+        seen = np.concatenate([parts.pretraining, parts.val])
+        shared = np.intersect1d(tiles.groups[seen], tiles.groups[parts.test])
+        if len(shared):
+            raise DataError(
+                f"{tiles.name}: group {str(shared[0])!r} is in train and in test"
+                f"{readers.and_more(len(shared))}; keep all tiles of a group in one partition"
+            )
+    if len(parts.train) < batch_size:
+        raise DataError(
+            f"{tiles.name}: {len(parts.train):,} training tiles are fewer than a batch "
+            f"of {batch_size}; add tiles or choose a smaller batch"
+        )
+
+
+# --- what `crc-course data` does -----------------------------------------------------------------
+
+
+def ebhi_folder() -> Path:
+    """Where `prepare("ebhi")` puts the data set unless it is told otherwise."""
+    return cache_folder() / "ebhi"
+
+
+def prepare(name: str, out: str | Path | None = None) -> Path:
+    """Fetch what may be fetched, or say how to get it; returns the folder that was filled.
+
+    "synthetic" draws its tiles into the cache `out`; "ebhi" is downloaded; MHIST never is.
+    """
+    if name == "synthetic":
+        load_tiles("synthetic", cache=out)
+        return cache_folder(out)
+    if name == "ebhi":
+        return readers.download_ebhi(ebhi_folder() if out is None else Path(out)).parent
+    if name == "mhist":
+        raise DataError(f"mhist: cannot be fetched for you; {readers.MHIST_FORM}")
+    raise DataError(
+        f"data {name!r}: nothing to prepare, expected synthetic, ebhi or mhist; "
+        "a folder of your own is passed as root (--data-root)"
+    )
+
+
+def check(tiles: Tiles, sheet: str | Path | None = None) -> list[str]:
+    """Describe the tiles in lines of text, and draw a contact sheet (PNG) where `sheet` says."""
+    height, width = tiles.images.shape[-2:]
+    lines = [
+        f"{tiles.name}: {len(tiles):,} tiles of {width}×{height} px, {tiles.source}",
+        f"licence: {tiles.licence}",
+        *tiles.notes,
+    ]
+    lines += [f"class {name}: {len(members):,}" for name, members in _members(tiles)]
+    lines += [_check_groups(tiles)]
+    if tiles.partition is not None:
+        counts = Counter(tiles.partition.tolist())
+        lines.append("partition: " + ", ".join(f"{k} {v:,}" for k, v in sorted(counts.items())))
+    lines += _check_duplicates(tiles)
+    if sheet is not None:
+        _contact_sheet(tiles, Path(sheet))
+        lines.append(f"contact sheet: {sheet}")
+    return lines
+
+
+def _members(tiles: Tiles) -> list[tuple[str, np.ndarray]]:
+    """Name and tile indices of each class, and of the unlabelled where there are any."""
+    names = [*enumerate(tiles.class_names), (-1, "(none in this task)")]
+    members = [(name, np.flatnonzero(tiles.labels == label)) for label, name in names]
+    return [pair for pair in members if len(pair[1])]
+
+
+def _check_groups(tiles: Tiles) -> str:
+    if tiles.groups is None:
+        return "groups: not published; tiles of one slide may lie in both train and test"
+    sizes = pd.Series(tiles.groups).value_counts()
+    line = f"groups: {len(sizes):,}, of {sizes.min()} to {sizes.max()} tiles"
+    if tiles.partition is not None:
+        parts = pd.Series(tiles.partition).groupby(tiles.groups).nunique()
+        line += f"; in two partitions: {(parts > 1).sum():,}"
+    return line
+
+
+def _check_duplicates(tiles: Tiles) -> list[str]:
+    """Exact duplicates by SHA-256 of the pixels, near ones by perceptual hash."""
+    first, pairs = {}, []
+    for i, image in enumerate(tiles.images):
+        j = first.setdefault(hashlib.sha256(image).digest(), i)
+        pairs += [(j, i)] if j != i else []
+    few = np.linspace(0, len(tiles) - 1, min(len(tiles), NEAR_LIMIT)).astype(int)
+    near = few[_near_pairs(np.array([_dhash(tiles.images[i]) for i in few], np.uint64))]
+    near = sorted(set(map(tuple, near.tolist())) - set(pairs))
+    among = f" (among {len(few):,} of the tiles)" if len(few) < len(tiles) else ""
+    return [
+        _say_pairs(tiles, "exact duplicates", pairs),
+        _say_pairs(tiles, f"near duplicates{among}", near),
+    ]
+
+
+def _say_pairs(tiles: Tiles, what: str, pairs: list[tuple[int, int]]) -> str:
+    line = f"{what}: {len(pairs):,}"
+    if pairs and tiles.groups is not None:
+        line += f", {sum(tiles.groups[i] != tiles.groups[j] for i, j in pairs):,} across groups"
+    return line + "".join(f"; {tiles.ids[i]} = {tiles.ids[j]}" for i, j in pairs[:3])
+
+
+def _dhash(image: np.ndarray) -> int:
+    """64 bits: is a cell brighter than its right neighbour, on a grid of 8 × 9 grey cells?"""
+    grey = cv2.resize(image.mean(axis=0), (9, 8), interpolation=cv2.INTER_AREA)
+    return int.from_bytes(np.packbits(grey[:, :-1] > grey[:, 1:]).tobytes(), "big")
+
+
+def _near_pairs(hashes: np.ndarray, distance: int = 4) -> np.ndarray:
+    """Each hash that differs in at most `distance` bits from an earlier one, as (earlier, it).
+
+    `hashes`: uint64 (N,); returns int64 (P, 2), P < N, so that blank tiles don't make N² pairs.
+    """
+    found, order = [], np.arange(len(hashes))
+    for start in range(0, len(hashes), 128):
+        j = order[start : start + 128, None]
+        close = (np.bitwise_count(hashes[j] ^ hashes) <= distance) & (order < j)
+        found.append(np.column_stack([close.argmax(axis=1), j])[close.any(axis=1)])
+    return np.concatenate(found)
+
+
+def _contact_sheet(tiles: Tiles, path: Path, columns: int = 8, side: int = 112) -> None:
+    """A row a class, its tiles taken evenly; the file appears whole or not at all."""
+    rows = _members(tiles)
+    sheet = Image.new("RGB", (columns * (side + 4) + 4, len(rows) * (side + 24) + 4), "white")
+    for row, (name, members) in enumerate(rows):
+        top = row * (side + 24)
+        ImageDraw.Draw(sheet).text((6, top + 6), f"{name}: {len(members):,} tiles", "black")
+        picked = members[np.linspace(0, len(members) - 1, min(columns, len(members))).astype(int)]
+        for column, i in enumerate(picked):
+            tile = Image.fromarray(tiles.images[i].transpose(1, 2, 0)).resize((side, side))
+            sheet.paste(tile, (4 + column * (side + 4), top + 22))
+    unfinished = path.with_name(f".{path.name}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        sheet.save(unfinished, "PNG")
+        unfinished.replace(path)
+    except OSError as error:
+        raise DataError(
+            f"{path}: cannot be written ({error.strerror}); choose another --out"
+        ) from error
+    finally:
+        if unfinished.exists():
+            unfinished.unlink()
+
+
+# --- what a run knows of its data ----------------------------------------------------------------
+
+
+def remember(
+    run: Path, tiles: Tiles, parts: Split, root, classes, n: int, scheme: str, validation: float,
+    seed: int,
+) -> None:  # fmt: skip
+    """Write `split.csv` (a row a tile) and `data.json` (what `recall` needs) into a run folder."""
+    settings = {"name": tiles.name, "root": None if root is None else str(Path(root).resolve()),
+                "classes": classes, "n": n, "scheme": scheme, "validation": validation,
+                "seed": seed}  # fmt: skip
+    save_table(run / "split.csv", parts.to_frame(tiles).to_dict("records"))
+    save_json(run / "data.json", settings)
+
+
+def recall(run: str | Path, start_from: str) -> tuple[Tiles, Split]:
+    """Load the tiles and the split that lesson 01 decided on, in this run or as shipped.
+
+    Raises RunError where lesson 01 has left nothing, or the data is no longer what it saw.
+    """
+    file = start_file("data.json", run, start_from)
+    if not file.is_file():
+        raise RunError(f"{file} is missing: run lesson 01 with RUN = {str(run)!r} first,"
+                       " or set START_FROM to 'shipped'")  # fmt: skip
+    settings = json.loads(file.read_text(encoding="utf-8"))
+    chosen = {key: settings[key] for key in ("classes", "n", "seed")}
+    tiles = load_tiles(settings["name"], settings["root"], **chosen)
+    parts = split(tiles, settings["scheme"], validation=settings["validation"],
+                  seed=settings["seed"])  # fmt: skip
+    recorded = file.with_name("split.csv")
+    if recorded.is_file():
+        before = pd.read_csv(recorded, keep_default_na=False, dtype=str)
+        now = parts.to_frame(tiles).astype(str)
+        if not before[["id", "part"]].equals(now[["id", "part"]]):
+            raise RunError(f"{recorded} does not fit the data any more: run lesson 01 again")
+    return tiles, parts

@@ -1,0 +1,151 @@
+"""Supervised training of a classifier, whole or frozen, chosen on validation (lesson 04)."""
+
+import copy
+import math
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from lightning.fabric import Fabric
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import balanced_accuracy_score, log_loss
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import StandardScaler
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from crc_helpers.augmentation import Views, one_view
+from crc_helpers.models import Classifier
+from crc_helpers.pretraining import batches, channels_last, embed, make_optimizer
+from crc_helpers.runs import load_checkpoint, save_checkpoint, save_table
+
+
+def fine_tune(
+    classifier: Classifier,
+    images: np.ndarray,
+    labels: np.ndarray,
+    val_images: np.ndarray,
+    val_labels: np.ndarray,
+    views: Views,
+    fabric: Fabric,
+    *,
+    size: int,
+    epochs: int,
+    batch: int,
+    lr: float,
+    optimizer: str = "adam",
+    seed: int = 0,
+    checkpoint: Path | None = None,
+    mark: str = "",
+    name: str = "fine-tuning",
+) -> pd.DataFrame:
+    """Train a classifier in place with cross-entropy; return the log, a row an epoch.
+
+    images: uint8 (N, 3, H, W); labels: int64 (N,) in 0..C-1. The weights left in `classifier` are
+    those of the epoch with the lowest validation loss, marked `chosen` in the log; with an empty
+    validation set (the paper's case) those of the last epoch. checkpoint, mark: as in `pretrain`.
+
+    Raises ValueError for fewer tiles than a batch, FloatingPointError for a loss that is no number.
+    """
+    if len(images) < batch:
+        raise ValueError(
+            f"{len(images)} labelled tiles are fewer than one batch of {batch}:"
+            " lower FINE_TUNE_BATCH"
+        )
+    optim, schedule = make_optimizer(classifier, optimizer, lr, epochs * (len(images) // batch))
+    model, optim = fabric.setup(classifier.to(memory_format=torch.channels_last), optim)
+    rows: list[dict] = []
+    best = None
+    if checkpoint and (state := load_checkpoint(checkpoint, mark)):
+        model.load_state_dict(state["model"])
+        optim.load_state_dict(state["optimizer"])
+        schedule.load_state_dict(state["schedule"])
+        rows, best = state["rows"], state["best"]
+        print(f"going on after epoch {rows[-1]['epoch']} of {epochs}")
+    bar = tqdm(range(len(rows) + 1, epochs + 1), desc=name, unit="epoch")
+    for epoch in bar:
+        start = time.perf_counter()
+        row = _train_epoch(
+            model, optim, schedule, images, labels, views, fabric, size, batch, seed, epoch
+        )
+        if len(val_images):
+            row |= validate(classifier, val_images, val_labels, size, fabric)
+        row["seconds"] = round(time.perf_counter() - start, 2)
+        rows.append(row)
+        if not len(val_images) or row["val_loss"] <= min(r["val_loss"] for r in rows):
+            best = copy.deepcopy(classifier.state_dict())
+        bar.set_postfix({k: f"{row[k]:.3f}" for k in ("loss", "val_loss") if k in row})
+        if checkpoint:
+            save_checkpoint(
+                checkpoint, mark, model=model.state_dict(), optimizer=optim.state_dict(),
+                schedule=schedule.state_dict(), rows=rows, best=best,
+            )  # fmt: skip
+    classifier.load_state_dict(best)
+    log = mark_chosen(pd.DataFrame(rows))
+    if checkpoint:
+        save_table(checkpoint.with_suffix(".csv"), log.to_dict("records"))
+    return log
+
+
+def _train_epoch(
+    model, optim, schedule, images, labels, views, fabric, size, batch, seed, epoch
+) -> dict[str, float]:
+    model.train()
+    generator = torch.Generator().manual_seed(seed * 100_003 + epoch)
+    losses = []
+    for index in batches(len(images), batch, seed, epoch):
+        tiles = torch.from_numpy(np.array(images[index])).to(fabric.device)
+        target = torch.from_numpy(labels[index]).to(fabric.device)
+        logits = model(channels_last(one_view(tiles, views, size, generator)))  # (N, C)
+        loss = F.cross_entropy(logits, target)
+        optim.zero_grad()
+        fabric.backward(loss)
+        optim.step()
+        schedule.step()
+        losses.append(loss.detach())
+    mean = float(torch.stack(losses).mean())
+    if not math.isfinite(mean):
+        raise FloatingPointError(f"the loss of epoch {epoch} is {mean}: lower FINE_TUNE_LR")
+    return {"epoch": epoch, "loss": mean}
+
+
+def validate(classifier, images, labels, size: int, fabric: Fabric) -> dict[str, float]:
+    """Return cross-entropy and balanced accuracy of a classifier on whole tiles."""
+    logits = embed(classifier, images, size, fabric)
+    loss = float(F.cross_entropy(logits, torch.from_numpy(labels)))
+    accuracy = balanced_accuracy_score(labels, logits.argmax(dim=1).numpy())
+    return {"val_loss": loss, "val_balanced_accuracy": float(accuracy)}
+
+
+def mark_chosen(log: pd.DataFrame) -> pd.DataFrame:
+    """Add the column `chosen`: true for the epoch whose weights are kept."""
+    best = log["val_loss"].idxmin() if "val_loss" in log else log.index[-1]
+    return log.assign(chosen=log.index == best)
+
+
+def predict(classifier: Classifier, images: np.ndarray, size: int, fabric: Fabric) -> np.ndarray:
+    """Return class probabilities float64 (N, C) for whole uint8 tiles (N, 3, H, W)."""
+    logits = embed(classifier, images, size, fabric)
+    return torch.softmax(logits.double(), dim=1).numpy()
+
+
+def linear_probe(
+    features: Tensor, labels: np.ndarray, val_features: Tensor, val_labels: np.ndarray
+) -> Pipeline:
+    """Fit logistic regression on frozen features (N, D), its strength chosen on validation.
+
+    Returns a scikit-learn pipeline (standardise, regress) with `predict_proba`. With an empty
+    validation set the strength is scikit-learn's default times 1/100.
+    """
+
+    def fit(strength: float) -> Pipeline:
+        regression = LogisticRegression(C=strength, max_iter=3000, class_weight="balanced")
+        return make_pipeline(StandardScaler(), regression).fit(features.numpy(), labels)
+
+    if not len(val_labels):
+        return fit(0.01)
+    probes = [fit(strength) for strength in (1e-4, 1e-3, 1e-2, 1e-1, 1.0)]
+    return min(probes, key=lambda p: log_loss(val_labels, p.predict_proba(val_features.numpy())))

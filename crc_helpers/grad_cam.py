@@ -1,0 +1,154 @@
+"""Grad-CAM, its boxes, and how far a map agrees with a known region (lesson 06)."""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from crc_helpers.models import Classifier
+from crc_helpers.pretraining import channels_last
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What Grad-CAM says about N images."""
+
+    maps: Tensor  # float32 (N, h, w), raw: not negative, not scaled, at the layer's own resolution
+    logits: Tensor  # float32 (N, C)
+    targets: Tensor  # int64 (N,), the class whose logit is explained
+
+
+@contextlib.contextmanager
+def captured(module: nn.Module) -> Iterator[list[Tensor]]:
+    """Yield a list to which every forward pass appends the module's output; the hook ends with
+    the block, whatever happens inside.
+    """
+    outputs: list[Tensor] = []
+    handle = module.register_forward_hook(lambda _module, _inputs, output: outputs.append(output))
+    try:
+        yield outputs
+    finally:
+        handle.remove()
+
+
+def grad_cam(
+    model: Classifier, images: Tensor, target: int | Tensor | None = None, layer: str | None = None
+) -> Explanation:
+    """Explain one logit of each image by the activations of a layer.
+
+    images: float (N, 3, H, W) in [0, 1]. target: a class for all, (N,) a class each, or None for
+    the class predicted. layer: a name in the backbone, by default its last convolutional stage.
+    The model's mode, its parameters' `requires_grad` and their gradients are left as they are.
+
+    The score is the logit before softmax: softmax would mix in the evidence on other classes.
+    Raises ValueError for a layer that is not there, whose output is not (N, K, h, w), or a target
+    out of range. Source: Selvaraju et al. 2017, arXiv 1610.02391.
+    """
+    name = layer or last_stage(model)
+    was_training = model.training
+    model.eval()  # batch statistics would make an explanation depend on the other images
+    try:
+        with torch.enable_grad(), captured(model.encoder.stage(name)) as outputs:
+            # Requiring it of the input keeps the graph alive through a frozen encoder.
+            logits = model(channels_last(images.detach()).requires_grad_(True))  # (N, C)
+            activations = outputs[0]
+            if activations.ndim != 4:
+                raise ValueError(
+                    f"layer {name!r} gives {tuple(activations.shape)}: Grad-CAM needs (N, K, h, w)"
+                )
+            targets = _targets(target, logits)
+            score = logits.gather(1, targets[:, None]).sum()  # images do not interact in eval mode
+            (gradient,) = torch.autograd.grad(score, activations)  # (N, K, h, w); stops at layer
+    finally:
+        model.train(was_training)
+    weights = gradient.mean(dim=(2, 3))  # (N, K)
+    maps = torch.einsum("nk,nkhw->nhw", weights, activations.detach()).relu()
+    return Explanation(maps.float().cpu(), logits.detach().float().cpu(), targets.cpu())
+
+
+def _targets(target: int | Tensor | None, logits: Tensor) -> Tensor:
+    n, classes = logits.shape
+    if target is None:
+        return logits.detach().argmax(dim=1)
+    targets = torch.as_tensor(target, device=logits.device).expand(n)
+    if targets.min() < 0 or targets.max() >= classes:
+        raise ValueError(f"target {target} is out of range: there are {classes} classes, from 0")
+    return targets
+
+
+def last_stage(model: Classifier) -> str:
+    """Return the name of the backbone's last stage with a spatial output, "layer4" in a ResNet.
+
+    Raises ValueError where the backbone's children give no hint.
+    """
+    children = dict(model.encoder.backbone.named_children())
+    known = ("layer", "stages", "blocks", "features")
+    stages = [n for n, m in children.items() if n.startswith(known) and list(m.parameters())]
+    if not stages:
+        raise ValueError(f"say which layer to explain: {model.encoder.name} has {list(children)}")
+    return stages[-1]
+
+
+def enlarge(maps: Tensor, size: int, smooth: bool = True) -> np.ndarray:
+    """Return maps (N, h, w) at `size` pixels, float32 (N, size, size), values kept.
+
+    smooth interpolates between cells; otherwise each cell stays a flat square.
+    """
+    mode = {"mode": "bilinear", "align_corners": False} if smooth else {"mode": "nearest"}
+    return F.interpolate(maps[:, None], size=(size, size), **mode)[:, 0].numpy()
+
+
+def boxes(enlarged: np.ndarray, threshold: float = 0.5) -> list[tuple[int, int, int, int]]:
+    """Return (x, y, width, height) around each region above `threshold` times the maximum.
+
+    enlarged: one map (H, W). Largest region first; none for a map that is zero everywhere.
+    Raises ValueError for a threshold outside (0, 1].
+    """
+    if not 0 < threshold <= 1:
+        raise ValueError(f"threshold {threshold}: give a share of the maximum in (0, 1]")
+    if not enlarged.max() > 0:
+        return []
+    hot = (enlarged >= threshold * enlarged.max()).astype(np.uint8)
+    contours, _ = cv2.findContours(hot, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
+    found = [cv2.boundingRect(c) for c in sorted(contours, key=cv2.contourArea, reverse=True)]
+    return [tuple(int(v) for v in box) for box in found]
+
+
+def mass_inside(enlarged: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Return the share of each map's sum that lies inside its region, (N,); NaN for a zero map.
+
+    enlarged (N, H, W), mask (N, H, W) of 0 and 1. Chance is the region's share of the area.
+    """
+    inside, total = (enlarged * mask).sum(axis=(1, 2)), enlarged.sum(axis=(1, 2))
+    return np.divide(inside, total, out=np.full(len(total), np.nan), where=total > 0)
+
+
+def hits(enlarged: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Return whether each map's maximum lies inside its region, float (N,); NaN for a zero map.
+
+    This is the pointing game (Zhang et al. 2018, arXiv 1608.00507) without its tolerance. Chance
+    is the region's share of the area.
+    """
+    flat = enlarged.reshape(len(enlarged), -1)
+    hit = mask.reshape(len(mask), -1)[np.arange(len(flat)), flat.argmax(axis=1)].astype(float)
+    return np.where(flat.max(axis=1) > 0, hit, np.nan)
+
+
+def overlap(enlarged: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Return the intersection over union of each region and the map's hottest pixels, (N,).
+
+    As many pixels are taken as the region has, so that no threshold is tuned: (N, H, W) both.
+    """
+    scores = []
+    for heat, region in zip(enlarged, mask, strict=True):
+        k = int(region.sum())
+        hottest = np.zeros(heat.size, bool)
+        hottest[np.argpartition(-heat.ravel(), k - 1)[:k]] = k > 0
+        both = (hottest & (region.ravel() > 0)).sum()
+        scores.append(both / max(2 * k - both, 1) if heat.max() > 0 else np.nan)
+    return np.array(scores)

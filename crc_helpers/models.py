@@ -1,0 +1,102 @@
+"""Networks of the course: encoder, projection head, classifier (lessons 03 and 04).
+
+Every network takes float images (N, 3, H, W) scaled to [0, 1], as the paper does; batch
+normalisation in the first block makes a further standardisation unnecessary.
+"""
+
+import timm
+import torch
+import torchvision
+from torch import Tensor, nn
+from torchvision.models.resnet import BasicBlock, ResNet
+
+
+def build_backbone(name: str, weights: str | None = None) -> nn.Module:
+    """Return a network without its classification layer, with `num_features` set.
+
+    name: "resnet8" (for CPUs: the first three stages of a ResNet with one block each; at 96 px its
+    map has 6 x 6 cells, about the 7 x 7 of ResNet-50 at 224 px), any ResNet of torchvision
+    ("resnet18", "resnet50"), or any model name of timm. weights: None for random, "imagenet" for
+    the library's own (on disk, or fetched by the library).
+
+    Raises ValueError for a name that neither library knows.
+    """
+    if name == "resnet8":
+        if weights:
+            raise ValueError(
+                "resnet8 has no published weights: set BACKBONE to resnet18 or resnet50"
+            )
+        network: nn.Module = ResNet(BasicBlock, [1, 1, 1, 1])
+        network.layer4, network.fc = nn.Identity(), nn.Linear(256, 1)
+    elif name in torchvision.models.list_models(include="resnet*"):
+        network = torchvision.models.get_model(name, weights="DEFAULT" if weights else None)
+    elif name in timm.list_models():
+        return timm.create_model(name, pretrained=bool(weights), num_classes=0)
+    else:
+        raise ValueError(
+            f"backbone {name!r} is unknown: give resnet8, resnet18, resnet50, or a timm model name"
+        )
+    network.num_features = network.fc.in_features
+    network.fc = nn.Identity()
+    return network
+
+
+class Encoder(nn.Module):
+    """Backbone up to its global average pooling: images (N, 3, H, W) to features (N, D)."""
+
+    def __init__(self, backbone: str = "resnet50", weights: str | None = None) -> None:
+        super().__init__()
+        self.name = backbone
+        self.backbone = build_backbone(backbone, weights)
+        self.dim: int = self.backbone.num_features
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.backbone(images)  # (N, 3, H, W) -> (N, D)
+
+    def stage(self, name: str) -> nn.Module:
+        """Return the module called `name` inside the backbone, e.g. "layer4".
+
+        Raises ValueError naming the layers there are.
+        """
+        modules = dict(self.backbone.named_modules())
+        if name not in modules:
+            names = [n for n, _ in self.backbone.named_children()]
+            raise ValueError(f"{self.name} has no layer {name!r}: choose one of {names}")
+        return modules[name]
+
+
+class ProjectionHead(nn.Module):
+    """Map from features (N, D) to the space of the contrastive loss (N, `out_dim`).
+
+    kind "linear" is the paper's; "mlp" is SimCLR's (Chen et al. 2020, arXiv 2002.05709).
+    """
+
+    def __init__(self, dim: int, out_dim: int = 128, kind: str = "linear") -> None:
+        super().__init__()
+        if kind == "linear":
+            self.layers: nn.Module = nn.Linear(dim, out_dim)
+        elif kind == "mlp":
+            self.layers = nn.Sequential(nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, out_dim))
+        else:
+            raise ValueError(f"HEAD is {kind!r}: choose 'linear' (the paper's) or 'mlp' (SimCLR's)")
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.layers(features)  # (N, D) -> (N, out_dim)
+
+
+class Classifier(nn.Module):
+    """Encoder and one linear layer: images (N, 3, H, W) to logits (N, C)."""
+
+    def __init__(self, encoder: Encoder, num_classes: int) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.fc = nn.Linear(encoder.dim, num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.fc(self.encoder(images))  # (N, 3, H, W) -> (N, D) -> (N, C)
+
+
+@torch.no_grad()
+def count_parameters(module: nn.Module) -> int:
+    """Return the number of trainable scalars."""
+    return sum(p.numel() for p in module.parameters() if p.requires_grad)

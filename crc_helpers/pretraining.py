@@ -1,0 +1,243 @@
+"""Contrastive pre-training without labels: NT-Xent, the loop, what to watch (lesson 03)."""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from lightning.fabric import Fabric
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from crc_helpers.augmentation import Views, shrink, two_views
+from crc_helpers.models import Encoder, ProjectionHead
+from crc_helpers.runs import load_checkpoint, save_checkpoint, save_table
+
+
+def nt_xent(z1: Tensor, z2: Tensor, temperature: float) -> Tensor:
+    """Return the normalised temperature-scaled cross-entropy of two batches of views.
+
+    z1, z2: float (N, D), row i of both from the same tile, not yet normalised.
+    Returns a scalar, the mean over all 2N anchors. ln(2N - 1) when nothing is learnt.
+
+    Raises ValueError for N < 2 (no negative) or a temperature that is not positive.
+    Source: Chen et al. 2020, arXiv 2002.05709 (SimCLR), equation 1.
+    """
+    if len(z1) < 2 or z1.shape != z2.shape:
+        raise ValueError(f"need two equal batches of 2 or more, got {z1.shape} and {z2.shape}")
+    if not temperature > 0:
+        raise ValueError(f"TEMPERATURE is {temperature}: it must be above 0, e.g. 0.2")
+    n = len(z1)
+    z = F.normalize(torch.cat([z1, z2]).float(), dim=1)  # (2N, D); bf16 is too coarse for exp
+    similarity = z @ z.T / temperature  # (2N, 2N) cosines over temperature
+    itself = torch.eye(2 * n, dtype=torch.bool, device=z.device)
+    similarity = similarity.masked_fill(itself, -torch.inf)  # a view is not its own negative
+    partner = torch.arange(2 * n, device=z.device).roll(n)  # i's partner is i + N, mod 2N
+    return F.cross_entropy(similarity, partner)
+
+
+def chance_loss(batch: int) -> float:
+    """Return the NT-Xent of identical embeddings, ln(2N - 1): nothing told apart."""
+    return math.log(2 * batch - 1)
+
+
+def floor_loss(batch: int, temperature: float) -> float:
+    """Return the NT-Xent of perfect positives and orthogonal negatives."""
+    return math.log1p((2 * batch - 2) * math.exp(-1 / temperature))
+
+
+def alignment(z1: Tensor, z2: Tensor) -> Tensor:
+    """Return the mean squared distance of positive pairs (N, D) on the unit sphere; 0 is best.
+
+    Source: Wang & Isola 2020, arXiv 2005.10242.
+    """
+    return (F.normalize(z1, dim=1) - F.normalize(z2, dim=1)).square().sum(dim=1).mean()
+
+
+def uniformity(z: Tensor) -> Tensor:
+    """Return log mean exp(-2 d^2) over pairs of rows of z (N, D) on the unit sphere; lower is
+    more evenly spread.
+
+    Source: Wang & Isola 2020, arXiv 2005.10242.
+    """
+    return torch.pdist(F.normalize(z, dim=1)).square().mul(-2).exp().mean().log()
+
+
+def effective_rank(z: Tensor) -> float:
+    """Return exp(entropy of the normalised singular values) of centred z (N, D): 1 is collapse.
+
+    Source: Roy & Vetterli 2007, EUSIPCO.
+    """
+    values = torch.linalg.svdvals((z - z.mean(dim=0)).double())
+    if not values.sum() > 0:
+        return 1.0
+    p = values / values.sum()
+    return float(torch.special.entr(p).sum().exp())
+
+
+@torch.no_grad()
+def embed(
+    network: nn.Module, images: np.ndarray, size: int, fabric: Fabric, batch: int = 128
+) -> Tensor:
+    """Return the network's outputs (N, D), float32 on the CPU, for whole uint8 tiles.
+
+    The network runs in evaluation mode and is left in the mode it was in.
+    """
+    was_training = network.training
+    network = network.to(fabric.device).eval()
+    outputs = []
+    for start in range(0, len(images), batch):
+        tiles = torch.from_numpy(np.array(images[start : start + batch])).to(fabric.device)
+        with fabric.autocast():
+            outputs.append(network(channels_last(shrink(tiles, size))).float().cpu())
+    network.train(was_training)
+    return torch.cat(outputs)
+
+
+def knn_accuracy(bank: Tensor, bank_labels, queries: Tensor, query_labels, k: int = 20) -> float:
+    """Return the balanced accuracy of a cosine k-nearest-neighbour vote.
+
+    bank (N, D) with labels (N,), queries (M, D) with labels (M,). Votes count in inverse
+    proportion to their class's share of the bank, or the common class would win every vote.
+    """
+    bank_labels, query_labels = np.asarray(bank_labels), np.asarray(query_labels)
+    similarity = F.normalize(queries, dim=1) @ F.normalize(bank, dim=1).T  # (M, N)
+    neighbours = bank_labels[similarity.topk(min(k, len(bank)), dim=1).indices.numpy()]  # (M, k)
+    classes, counts = np.unique(bank_labels, return_counts=True)
+    votes = np.stack(
+        [(neighbours == c).sum(axis=1) / n for c, n in zip(classes, counts, strict=True)]
+    )
+    predicted = classes[votes.argmax(axis=0)]
+    return float(
+        np.mean([(predicted[query_labels == c] == c).mean() for c in np.unique(query_labels)])
+    )
+
+
+def channels_last(images: Tensor) -> Tensor:
+    """Lay images out with the channels innermost, which convolutions read faster."""
+    return images.contiguous(memory_format=torch.channels_last)
+
+
+def make_optimizer(
+    module: nn.Module, name: str, lr: float, steps: int
+) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+    """Return optimizer and schedule, stepped once a batch.
+
+    name: "adam" at a constant rate (the paper's), or "adamw-one-cycle", which warms up over the
+    first 15 % of `steps` and decays to zero, so that a short run ends settled.
+
+    Raises ValueError for another name.
+    """
+    if name == "adam":
+        optimizer: torch.optim.Optimizer = torch.optim.Adam(module.parameters(), lr=lr, fused=True)
+        return optimizer, torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
+    if name == "adamw-one-cycle":
+        optimizer = torch.optim.AdamW(module.parameters(), lr=lr, weight_decay=1e-2, fused=True)
+        return optimizer, torch.optim.lr_scheduler.OneCycleLR(
+            optimizer, lr, total_steps=max(steps, 2), pct_start=0.15
+        )
+    raise ValueError(f"OPTIMIZER is {name!r}: choose 'adam' (the paper's) or 'adamw-one-cycle'")
+
+
+def batches(n: int, size: int, seed: int, epoch: int) -> Iterator[np.ndarray]:
+    """Yield the epoch's batches of indices; the last, incomplete one is left out.
+
+    The order depends on (seed, epoch) alone, which is why a resumed run sees the same batches.
+    """
+    order = np.random.default_rng([seed, epoch]).permutation(n)
+    for start in range(0, n - size + 1, size):
+        yield np.sort(order[start : start + size])  # sorted: neighbours on disk are read together
+
+
+def pretrain(
+    encoder: Encoder,
+    head: ProjectionHead,
+    images: np.ndarray,
+    views: Views,
+    fabric: Fabric,
+    *,
+    size: int,
+    epochs: int,
+    batch: int,
+    lr: float,
+    temperature: float,
+    optimizer: str = "adam",
+    seed: int = 0,
+    checkpoint: Path | None = None,
+    mark: str = "",
+    monitor: Callable[[Encoder, int], dict[str, float]] | None = None,
+) -> pd.DataFrame:
+    """Train encoder and head in place on tiles without labels; return the log, a row an epoch.
+
+    images: uint8 (N, 3, H, W), may be memory-mapped. size: side of a view in pixels. checkpoint:
+    file written after every epoch; a run with the same `mark` goes on from it and ends in the
+    same weights. monitor: called with (encoder, epoch), its numbers join the log.
+
+    Raises ValueError for fewer tiles than a batch, FloatingPointError for a loss that is no number.
+    """
+    if len(images) < batch:
+        raise ValueError(
+            f"{len(images)} tiles are fewer than one batch of {batch}: lower PRETRAIN_BATCH"
+        )
+    model = nn.Sequential(encoder, head)
+    steps = epochs * (len(images) // batch)
+    optim, schedule = make_optimizer(model, optimizer, lr, steps)
+    model = model.to(memory_format=torch.channels_last)
+    model, optim = fabric.setup(model, optim)
+    state = load_checkpoint(checkpoint, mark) if checkpoint else None
+    rows: list[dict[str, float]] = []
+    if state:
+        model.load_state_dict(state["model"])
+        optim.load_state_dict(state["optimizer"])
+        schedule.load_state_dict(state["schedule"])
+        rows = state["rows"]
+        print(f"going on after epoch {rows[-1]['epoch']} of {epochs}")
+    elif monitor:
+        rows.append({"epoch": 0, **monitor(encoder, 0)})
+    first = int(rows[-1]["epoch"]) + 1 if rows else 1
+    bar = tqdm(range(first, epochs + 1), desc="pre-training", unit="epoch")
+    for epoch in bar:
+        start = time.perf_counter()
+        row = _train_epoch(model, optim, schedule, images, views, fabric, size, batch,
+                           temperature, seed, epoch)  # fmt: skip
+        row["seconds"] = round(time.perf_counter() - start, 2)
+        row["pairs_per_second"] = round(len(images) // batch * batch / row["seconds"], 1)
+        if monitor:
+            row |= monitor(encoder, epoch)
+        rows.append(row)
+        bar.set_postfix(loss=f"{row['loss']:.3f}", pairs_per_s=row["pairs_per_second"])
+        if checkpoint:
+            save_checkpoint(
+                checkpoint, mark, model=model.state_dict(), optimizer=optim.state_dict(),
+                schedule=schedule.state_dict(), rows=rows,
+            )  # fmt: skip
+            save_table(checkpoint.with_suffix(".csv"), rows)
+    return pd.DataFrame(rows)
+
+
+def _train_epoch(
+    model, optim, schedule, images, views, fabric, size, batch, temperature, seed, epoch
+) -> dict[str, float]:
+    model.train()
+    generator = torch.Generator().manual_seed(seed * 100_003 + epoch)
+    losses = []
+    for index in batches(len(images), batch, seed, epoch):
+        tiles = torch.from_numpy(np.array(images[index])).to(fabric.device)
+        v1, v2 = two_views(tiles, views, size, generator)  # 2 x (N, 3, size, size)
+        z1, z2 = model(channels_last(torch.cat([v1, v2]))).chunk(2)  # 2 x (N, out_dim)
+        loss = nt_xent(z1, z2, temperature)
+        optim.zero_grad()
+        fabric.backward(loss)
+        optim.step()
+        schedule.step()
+        losses.append(loss.detach())  # read once an epoch: reading it here would stall a GPU
+    mean = float(torch.stack(losses).mean())
+    if not math.isfinite(mean):
+        raise FloatingPointError(
+            f"the loss of epoch {epoch} is {mean}: lower PRETRAIN_LR or raise TEMPERATURE"
+        )
+    return {"epoch": epoch, "loss": mean, "lr": optim.param_groups[0]["lr"]}
