@@ -22,7 +22,7 @@ LUMA = torch.tensor([0.299, 0.587, 0.114])  # weights of R, G, B in grey (ITU-R 
 
 @dataclass(frozen=True)
 class Views:
-    """How strongly a view may differ from its tile; zero (or None) switches a transform off."""
+    """How strongly a view may differ from its tile; zero switches a transform off, crop (1, 1)."""
 
     crop: tuple[float, float] = (0.4, 1.0)  # share of the tile's area kept, lowest and highest
     flip: bool = True  # horizontal and vertical, each with probability 1/2
@@ -42,8 +42,10 @@ class Views:
 
 # The paper names its transforms but no strengths; these are common ones for each. It has neither
 # 90-degree turns nor stain jitter.
-PAPER = Views(crop=(0.3, 1.0), turn=False, rotate=17.0, translate=0.05, shear=5.0, brightness=0.4,
-              contrast=0.4, saturation=0.4, hue=0.05, stain=0.0, grayscale=0.0, blur=0.5)  # fmt: skip
+PAPER = Views(
+    crop=(0.3, 1.0), turn=False, rotate=17.0, translate=0.05, shear=5.0, brightness=0.4,
+    contrast=0.4, saturation=0.4, hue=0.05, stain=0.0, grayscale=0.0, blur=0.5,
+)  # fmt: skip
 TISSUE = Views()  # what works on H&E: turns, stain jitter, rare grey, gentle crops
 # For fine-tuning: all that surely keeps the diagnosis, nothing that costs detail.
 GENTLE = replace(TISSUE, crop=(0.6, 1.0), stain=0.2, grayscale=0.0, blur=0.0)
@@ -75,8 +77,9 @@ def draw_parameters(n: int, views: Views, generator: torch.Generator) -> Paramet
     def chance(p: float) -> Tensor:
         return torch.rand(n, generator=generator) < p
 
-    area, ratio = uniform(*views.crop), uniform(math.log(3 / 4), math.log(4 / 3)).exp()
-    width, height = (area * ratio).sqrt().clamp(max=1), (area / ratio).sqrt().clamp(max=1)
+    area = uniform(*views.crop)
+    ratio = uniform(math.log(3 / 4), math.log(4 / 3)).exp().clamp(area, 1 / area)  # fits the tile
+    width, height = (area * ratio).sqrt(), (area / ratio).sqrt()
     centre_x, centre_y = uniform(-1, 1) * (1 - width), uniform(-1, 1) * (1 - height)
     flip_x, flip_y = (1 - 2 * chance(views.flip / 2).float() for _ in range(2))
     quarter = (uniform(0, 4).floor() if views.turn else torch.zeros(n)) * (math.pi / 2)
@@ -147,7 +150,7 @@ def jitter_colour(images: Tensor, brightness, contrast, saturation, hue) -> Tens
     eye, grey = torch.eye(3).to(images), luma.expand(3, 3)
     mean = (images.mean(dim=(2, 3)) @ luma) * brightness  # grey level that contrast pivots on
     axis = torch.full((3,), 3**-0.5).to(images)
-    cross = torch.linalg.cross(eye, axis.expand(3, 3))  # v -> v x axis
+    cross = torch.linalg.cross(eye, axis.expand(3, 3))  # as rows: axis x v
     turn = torch.cos(hue).view(-1, 1, 1) * eye + torch.sin(hue).view(-1, 1, 1) * cross
     turn = turn + (1 - torch.cos(hue)).view(-1, 1, 1) * torch.outer(axis, axis)
     scale = saturation.view(-1, 1, 1)
@@ -190,6 +193,8 @@ def apply(images: Tensor, parameters: Parameters, size: int) -> Tensor:
 def shrink(images: Tensor, size: int) -> Tensor:
     """Turn uint8 tiles (N, 3, H, W) into float (N, 3, size, size) in [0, 1], antialiased."""
     if images.shape[-1] != size or images.shape[-2] != size:
+        if images.device.type != "cpu":
+            images = images.float()  # only the CPU, where it is faster, resizes bytes
         images = F.interpolate(images, (size, size), mode="bilinear", antialias=True)
     return images.float() / 255
 

@@ -65,7 +65,7 @@ def parameters_of(notebook: Path) -> dict[str, Any]:
 
 
 def read_settings(preset: str, given: Sequence[str], known: set[str]) -> dict[str, Any]:
-    """Return the preset's parameters with `given` NAME=VALUE pairs over them; values are YAML.
+    """Return the preset's parameters with `given` NAME=VALUE pairs over them.
 
     Raises UsageError for a preset, name or value that is none.
     """
@@ -78,15 +78,21 @@ def read_settings(preset: str, given: Sequence[str], known: set[str]) -> dict[st
         name, equals, value = pair.partition("=")
         if not equals:
             raise UsageError(f"--set {pair!r}: give NAME=VALUE")
-        try:
-            settings[name] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise UsageError(f"--set {pair!r}: the value is no YAML ({error})") from None
+        settings[name] = _value(pair, value)
     if unknown := sorted(set(settings) - known):
         raise UsageError(
             f"unknown parameter {', '.join(unknown)}: the lessons have {', '.join(sorted(known))}"
         )
     return settings
+
+
+def _value(pair: str, text: str) -> Any:
+    with contextlib.suppress(ValueError, SyntaxError):  # Python first: YAML takes 1e-3 for a word
+        return ast.literal_eval(text)
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UsageError(f"--set {pair!r}: not a value ({str(error).splitlines()[0]})") from None
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -115,7 +121,7 @@ def run(arguments: argparse.Namespace) -> int:
     for file, literals in parameters.items():
         mine = {name: settings[name] for name in literals if name in settings}
         # Each lesson's mark holds the one before: a change runs all that builds on it again.
-        mark = fingerprint(before=mark, parameters=mine, notebook=_source_of(file), code=code)
+        mark = fingerprint(before=mark, parameters=mine, notebook=_code_of(file), code=code)
         if file not in lessons:
             continue
         if done.get(file.stem, {}).get("mark") == mark and (out / file.name).is_file():
@@ -139,8 +145,9 @@ def _sources() -> list[Path]:
     return sorted(Path(__file__).parent.glob("*.py"))
 
 
-def _source_of(notebook: Path) -> list[str]:
-    return [cell.source for cell in nbformat.read(notebook, as_version=4).cells]
+def _code_of(notebook: Path) -> list[str]:
+    cells = nbformat.read(notebook, as_version=4).cells
+    return [cell.source for cell in cells if cell.cell_type == "code"]
 
 
 def _execute(file: Path, out: Path, parameters: dict[str, Any]) -> int:
@@ -185,7 +192,7 @@ def publish(arguments: argparse.Namespace) -> int:
     for file in lesson_files():
         executed = nbformat.read(out / file.name, as_version=4)
         save_notebook(file, clean(executed, nbformat.read(file, as_version=4), str(out)))
-    for picture in sorted(out.glob("figure_*.png")):
+    for picture in sorted(out.glob("figure_*.*g")):
         shutil.copy(picture, ROOT / "figures" / picture.name)
     for name in ("encoder.safetensors", "classifier.safetensors"):
         with safe_open(out / name, framework="pt") as file:
@@ -215,9 +222,11 @@ def clean(executed: Any, source: Any, run_path: str) -> Any:
                 output.execution_count = count
             if "text" in output:
                 output.text = output.text.replace(f"{run_path}/", "").replace(run_path, "")
-            output.get("data", {}).pop("application/vnd.jupyter.widget-view+json", None)
-        # Progress bars and warnings of one machine teach nothing in a committed file.
-        cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr"]
+        # Without a kernel, progress bars and explorers are dead; a still picture follows each.
+        view = "application/vnd.jupyter.widget-view+json"
+        cell.outputs = [
+            o for o in cell.outputs if o.get("name") != "stderr" and view not in o.get("data", {})
+        ]
     for cell in cells:
         cell.metadata = {k: v for k, v in cell.metadata.items() if k == "tags" and v}
     executed.cells = cells
@@ -253,11 +262,9 @@ def doctor(_arguments: argparse.Namespace) -> int:
     from packaging.version import Version
 
     problems = []
-    if sys.version_info < (3, 11):
-        problems.append("Python 3.11 or newer is needed: install it and make the environment again")
     for name, found in versions().items():
         print(f"{name:<14} {found}")
-    for module in ("cv2", "ipywidgets", "papermill", "seaborn", "timm", "umap"):
+    for module in ("cv2", "ipywidgets", "papermill", "seaborn", "timm"):
         try:
             importlib.import_module(module)
         except ImportError as error:

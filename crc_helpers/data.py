@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import cv2
 import numpy as np
@@ -575,16 +576,15 @@ def _contact_sheet(tiles: Tiles, path: Path, columns: int = 8, side: int = 112) 
 # --- what a run knows of its data ----------------------------------------------------------------
 
 
-def remember(
-    run: Path, tiles: Tiles, parts: Split, root, classes, n: int, scheme: str, validation: float,
-    seed: int,
-) -> None:  # fmt: skip
-    """Write `split.csv` (a row a tile) and `data.json` (what `recall` needs) into a run folder."""
-    settings = {"name": tiles.name, "root": None if root is None else str(Path(root).resolve()),
-                "classes": classes, "n": n, "scheme": scheme, "validation": validation,
-                "seed": seed}  # fmt: skip
+def remember(run: Path, tiles: Tiles, parts: Split, **settings: Any) -> None:
+    """Write what lesson 01 decided: `split.csv` (a row a tile) and `data.json` for `recall`.
+
+    settings: root, classes, n, scheme, test, validation, seed, as given to `load_tiles`, `split`.
+    """
+    if settings["root"] is not None:
+        settings["root"] = str(Path(settings["root"]).resolve())
     save_table(run / "split.csv", parts.to_frame(tiles).to_dict("records"))
-    save_json(run / "data.json", settings)
+    save_json(run / "data.json", {"name": tiles.name, **settings})
 
 
 def recall(run: str | Path, start_from: str) -> tuple[Tiles, Split]:
@@ -597,10 +597,10 @@ def recall(run: str | Path, start_from: str) -> tuple[Tiles, Split]:
         raise RunError(f"{file} is missing: run lesson 01 with RUN = {str(run)!r} first,"
                        " or set START_FROM to 'shipped'")  # fmt: skip
     settings = json.loads(file.read_text(encoding="utf-8"))
-    chosen = {key: settings[key] for key in ("classes", "n", "seed")}
-    tiles = load_tiles(settings["name"], settings["root"], **chosen)
-    parts = split(tiles, settings["scheme"], validation=settings["validation"],
-                  seed=settings["seed"])  # fmt: skip
+    tiles = load_tiles(settings["name"], settings["root"], classes=settings["classes"],
+                       n=settings["n"], seed=settings["seed"])  # fmt: skip
+    parts = split(tiles, settings["scheme"], test=settings["test"],
+                  validation=settings["validation"], seed=settings["seed"])  # fmt: skip
     recorded = file.with_name("split.csv")
     if recorded.is_file():
         before = pd.read_csv(recorded, keep_default_na=False, dtype=str)

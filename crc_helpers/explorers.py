@@ -11,7 +11,14 @@ from matplotlib.figure import Figure
 from crc_helpers.augmentation import shrink
 from crc_helpers.data import Tiles
 from crc_helpers.figures import draw_boxes, overlay, show_tile
-from crc_helpers.grad_cam import boxes, enlarge, grad_cam, last_stage, mass_inside
+from crc_helpers.grad_cam import (
+    boxes,
+    enlarge,
+    grad_cam,
+    last_stage,
+    mass_inside,
+    stage_names,
+)
 from crc_helpers.models import Classifier
 
 
@@ -47,8 +54,8 @@ def explanation_figure(
         f"evidence for {names[target]}, maximum {top:.2g}" if top > 0 else "no evidence: map is 0"
     )
     overlay(axes[1], tiles.images[index], heat[0], top, mask=mask, title=title)
-    show_tile(axes[2], tiles.images[index],
-              "  ".join(f"p({n}) = {p:.2f}" for n, p in zip(names, said, strict=True)), mask)  # fmt: skip
+    found_text = "  ".join(f"p({n}) = {p:.2f}" for n, p in zip(names, said, strict=True))
+    show_tile(axes[2], tiles.images[index], found_text, mask)
     draw_boxes(axes[2], boxes(heat[0], threshold))
     text = f"layer {layer or last_stage(model)}, boxes above {threshold:.0%} of the maximum"
     if mask is not None and mask.any() and top > 0:
@@ -66,8 +73,7 @@ class GradCamExplorer:
 
     def __init__(self, model: Classifier, tiles: Tiles, indices: np.ndarray, size: int) -> None:
         self.model, self.tiles, self.size = model, tiles, size
-        stages = [n for n, m in model.encoder.backbone.named_children()
-                  if n.startswith(("layer", "stages", "blocks")) and list(m.parameters())]  # fmt: skip
+        stages = stage_names(model)
         names = tiles.class_names
         options = [(f"{k + 1}: {names[tiles.labels[i]]}, {tiles.ids[i]}", int(i))
                    for k, i in enumerate(indices)]  # fmt: skip
@@ -81,7 +87,8 @@ class GradCamExplorer:
             options=stages, value=last_stage(model), description="Layer", **wide
         )
         self.threshold = widgets.FloatSlider(
-            value=0.5, min=0.1, max=0.9, step=0.05, description="Boxes at", continuous_update=False, **wide
+            value=0.5, min=0.1, max=0.9, step=0.05, description="Boxes at",
+            continuous_update=False, **wide,
         )  # fmt: skip
         self.picture = widgets.Image(format="png", layout={"max_width": "100%"})
         for control in (self.tile, self.target, self.layer, self.threshold):

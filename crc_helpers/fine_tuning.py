@@ -75,7 +75,8 @@ def fine_tune(
             row |= validate(classifier, val_images, val_labels, size, fabric)
         row["seconds"] = round(time.perf_counter() - start, 2)
         rows.append(row)
-        if not len(val_images) or row["val_loss"] <= min(r["val_loss"] for r in rows):
+        before = min((r["val_loss"] for r in rows[:-1] if "val_loss" in r), default=math.inf)
+        if row.get("val_loss", -math.inf) < before:  # without validation, every epoch replaces
             best = copy.deepcopy(classifier.state_dict())
         bar.set_postfix({k: f"{row[k]:.3f}" for k in ("loss", "val_loss") if k in row})
         if checkpoint:
@@ -142,10 +143,15 @@ def linear_probe(
     """
 
     def fit(strength: float) -> Pipeline:
-        regression = LogisticRegression(C=strength, max_iter=3000, class_weight="balanced")
+        regression = LogisticRegression(C=strength, max_iter=1000, class_weight="balanced")
         return make_pipeline(StandardScaler(), regression).fit(features.numpy(), labels)
 
     if not len(val_labels):
         return fit(0.01)
     probes = [fit(strength) for strength in (1e-4, 1e-3, 1e-2, 1e-1, 1.0)]
-    return min(probes, key=lambda p: log_loss(val_labels, p.predict_proba(val_features.numpy())))
+
+    def loss(probe: Pipeline) -> float:
+        found = probe.predict_proba(val_features.numpy())
+        return log_loss(val_labels, found, labels=probe.classes_)
+
+    return min(probes, key=loss)

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from crc_helpers.models import Classifier
+from crc_helpers.models import Classifier, evaluating
 from crc_helpers.pretraining import channels_last
 
 
@@ -29,7 +29,12 @@ def captured(module: nn.Module) -> Iterator[list[Tensor]]:
     the block, whatever happens inside.
     """
     outputs: list[Tensor] = []
-    handle = module.register_forward_hook(lambda _module, _inputs, output: outputs.append(output))
+
+    def keep(_module: nn.Module, _inputs: tuple, output: Tensor) -> Tensor:
+        outputs.append(output)
+        return output.clone()  # for the network to go on with: its ReLU would overwrite ours
+
+    handle = module.register_forward_hook(keep)
     try:
         yield outputs
     finally:
@@ -50,22 +55,18 @@ def grad_cam(
     out of range. Source: Selvaraju et al. 2017, arXiv 1610.02391.
     """
     name = layer or last_stage(model)
-    was_training = model.training
-    model.eval()  # batch statistics would make an explanation depend on the other images
-    try:
-        with torch.enable_grad(), captured(model.encoder.stage(name)) as outputs:
-            # Requiring it of the input keeps the graph alive through a frozen encoder.
-            logits = model(channels_last(images.detach()).requires_grad_(True))  # (N, C)
-            activations = outputs[0]
-            if activations.ndim != 4:
-                raise ValueError(
-                    f"layer {name!r} gives {tuple(activations.shape)}: Grad-CAM needs (N, K, h, w)"
-                )
-            targets = _targets(target, logits)
-            score = logits.gather(1, targets[:, None]).sum()  # images do not interact in eval mode
-            (gradient,) = torch.autograd.grad(score, activations)  # (N, K, h, w); stops at layer
-    finally:
-        model.train(was_training)
+    # Batch statistics would make an explanation depend on the other images, hence evaluating.
+    with evaluating(model), torch.enable_grad(), captured(model.encoder.stage(name)) as outputs:
+        # Requiring it of the input keeps the graph alive through a frozen encoder.
+        logits = model(channels_last(images.detach()).requires_grad_(True))  # (N, C)
+        activations = outputs[0]
+        if activations.ndim != 4:
+            raise ValueError(
+                f"layer {name!r} gives {tuple(activations.shape)}: Grad-CAM needs (N, K, h, w)"
+            )
+        targets = _targets(target, logits)
+        score = logits.gather(1, targets[:, None]).sum()  # images do not interact in eval mode
+        (gradient,) = torch.autograd.grad(score, activations)  # (N, K, h, w); stops at the layer
     weights = gradient.mean(dim=(2, 3))  # (N, K)
     maps = torch.einsum("nk,nkhw->nhw", weights, activations.detach()).relu()
     return Explanation(maps.float().cpu(), logits.detach().float().cpu(), targets.cpu())
@@ -81,8 +82,8 @@ def _targets(target: int | Tensor | None, logits: Tensor) -> Tensor:
     return targets
 
 
-def last_stage(model: Classifier) -> str:
-    """Return the name of the backbone's last stage with a spatial output, "layer4" in a ResNet.
+def stage_names(model: Classifier) -> list[str]:
+    """Return the names of the backbone's stages that hold weights, "layer1" and on in a ResNet.
 
     Raises ValueError where the backbone's children give no hint.
     """
@@ -91,7 +92,12 @@ def last_stage(model: Classifier) -> str:
     stages = [n for n, m in children.items() if n.startswith(known) and list(m.parameters())]
     if not stages:
         raise ValueError(f"say which layer to explain: {model.encoder.name} has {list(children)}")
-    return stages[-1]
+    return stages
+
+
+def last_stage(model: Classifier) -> str:
+    """Return the name of the last stage, "layer4" in a ResNet-50."""
+    return stage_names(model)[-1]
 
 
 def enlarge(maps: Tensor, size: int, smooth: bool = True) -> np.ndarray:
@@ -114,9 +120,8 @@ def boxes(enlarged: np.ndarray, threshold: float = 0.5) -> list[tuple[int, int, 
     if not enlarged.max() > 0:
         return []
     hot = (enlarged >= threshold * enlarged.max()).astype(np.uint8)
-    contours, _ = cv2.findContours(hot, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
-    found = [cv2.boundingRect(c) for c in sorted(contours, key=cv2.contourArea, reverse=True)]
-    return [tuple(int(v) for v in box) for box in found]
+    regions = cv2.connectedComponentsWithStats(hot)[2][1:]  # (n, 5), without the background
+    return [tuple(map(int, r[:4])) for r in sorted(regions, key=lambda r: -r[4])]
 
 
 def mass_inside(enlarged: np.ndarray, mask: np.ndarray) -> np.ndarray:

@@ -4,7 +4,9 @@ Every network takes float images (N, 3, H, W) scaled to [0, 1], as the paper doe
 normalisation in the first block makes a further standardisation unnecessary.
 """
 
-import timm
+import contextlib
+from collections.abc import Iterator
+
 import torch
 import torchvision
 from torch import Tensor, nn
@@ -30,12 +32,14 @@ def build_backbone(name: str, weights: str | None = None) -> nn.Module:
         network.layer4, network.fc = nn.Identity(), nn.Linear(256, 1)
     elif name in torchvision.models.list_models(include="resnet*"):
         network = torchvision.models.get_model(name, weights="DEFAULT" if weights else None)
-    elif name in timm.list_models():
-        return timm.create_model(name, pretrained=bool(weights), num_classes=0)
     else:
-        raise ValueError(
-            f"backbone {name!r} is unknown: give resnet8, resnet18, resnet50, or a timm model name"
-        )
+        import timm  # seconds to import, and rarely needed
+
+        if name not in timm.list_models():
+            raise ValueError(
+                f"backbone {name!r} is unknown: give resnet8, resnet18, resnet50 or a model of timm"
+            )
+        return timm.create_model(name, pretrained=bool(weights), num_classes=0)
     network.num_features = network.fc.in_features
     network.fc = nn.Identity()
     return network
@@ -94,6 +98,17 @@ class Classifier(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return self.fc(self.encoder(images))  # (N, 3, H, W) -> (N, D) -> (N, C)
+
+
+@contextlib.contextmanager
+def evaluating(network: nn.Module) -> Iterator[nn.Module]:
+    """Switch a network to evaluation mode for a block; every module gets its own mode back."""
+    modes = [(module, module.training) for module in network.modules()]
+    try:
+        yield network.eval()
+    finally:
+        for module, mode in modes:
+            module.training = mode
 
 
 @torch.no_grad()

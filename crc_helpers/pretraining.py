@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from crc_helpers.augmentation import Views, shrink, two_views
-from crc_helpers.models import Encoder, ProjectionHead
+from crc_helpers.models import Encoder, ProjectionHead, evaluating
 from crc_helpers.runs import load_checkpoint, save_checkpoint, save_table
 
 
@@ -87,14 +87,11 @@ def embed(
 
     The network runs in evaluation mode and is left in the mode it was in.
     """
-    was_training = network.training
-    network = network.to(fabric.device).eval()
     outputs = []
-    for start in range(0, len(images), batch):
-        tiles = torch.from_numpy(np.array(images[start : start + batch])).to(fabric.device)
-        with fabric.autocast():
+    with evaluating(network.to(fabric.device)), fabric.autocast():
+        for start in range(0, len(images), batch):
+            tiles = torch.from_numpy(np.array(images[start : start + batch])).to(fabric.device)
             outputs.append(network(channels_last(shrink(tiles, size))).float().cpu())
-    network.train(was_training)
     return torch.cat(outputs)
 
 
@@ -197,17 +194,18 @@ def pretrain(
         rows = state["rows"]
         print(f"going on after epoch {rows[-1]['epoch']} of {epochs}")
     elif monitor:
-        rows.append({"epoch": 0, **monitor(encoder, 0)})
+        rows.append({"epoch": 0, **{k: float(v) for k, v in monitor(encoder, 0).items()}})
     first = int(rows[-1]["epoch"]) + 1 if rows else 1
     bar = tqdm(range(first, epochs + 1), desc="pre-training", unit="epoch")
     for epoch in bar:
         start = time.perf_counter()
         row = _train_epoch(model, optim, schedule, images, views, fabric, size, batch,
                            temperature, seed, epoch)  # fmt: skip
-        row["seconds"] = round(time.perf_counter() - start, 2)
-        row["pairs_per_second"] = round(len(images) // batch * batch / row["seconds"], 1)
+        seconds = max(time.perf_counter() - start, 1e-9)
+        row["seconds"] = round(seconds, 2)
+        row["pairs_per_second"] = round(len(images) // batch * batch / seconds, 1)
         if monitor:
-            row |= monitor(encoder, epoch)
+            row |= {k: float(v) for k, v in monitor(encoder, epoch).items()}
         rows.append(row)
         bar.set_postfix(loss=f"{row['loss']:.3f}", pairs_per_s=row["pairs_per_second"])
         if checkpoint:
@@ -224,7 +222,7 @@ def _train_epoch(
 ) -> dict[str, float]:
     model.train()
     generator = torch.Generator().manual_seed(seed * 100_003 + epoch)
-    losses = []
+    losses, lr = [], optim.param_groups[0]["lr"]
     for index in batches(len(images), batch, seed, epoch):
         tiles = torch.from_numpy(np.array(images[index])).to(fabric.device)
         v1, v2 = two_views(tiles, views, size, generator)  # 2 x (N, 3, size, size)
@@ -240,4 +238,4 @@ def _train_epoch(
         raise FloatingPointError(
             f"the loss of epoch {epoch} is {mean}: lower PRETRAIN_LR or raise TEMPERATURE"
         )
-    return {"epoch": epoch, "loss": mean, "lr": optim.param_groups[0]["lr"]}
+    return {"epoch": epoch, "loss": mean, "lr": lr}

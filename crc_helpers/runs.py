@@ -6,7 +6,7 @@ import json
 import os
 import platform
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -115,11 +115,18 @@ def read_facts(path: Path) -> dict[str, Any]:
         )
     try:
         with safe_open(path, framework="pt") as file:
-            return {k: json.loads(v) for k, v in (file.metadata() or {}).items()}
+            return {k: _parse(v) for k, v in (file.metadata() or {}).items()}
     except SafetensorError as error:
         raise RunError(
             f"{path} is not a safetensors file ({error}): delete it and run again"
         ) from None
+
+
+def _parse(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:  # another program's metadata
+        return text
 
 
 def load_weights(path: Path, module: nn.Module) -> nn.Module:
@@ -132,7 +139,7 @@ def load_weights(path: Path, module: nn.Module) -> nn.Module:
     try:
         module.load_state_dict(state)
     except RuntimeError as error:
-        first = str(error).splitlines()[0]
+        first = str(error).splitlines()[1].strip()  # line 0 names the class only
         raise RunError(f"{path} does not fit {type(module).__name__} ({first})") from None
     return module
 
@@ -148,7 +155,7 @@ def start_file(name: str, run: str | Path, start_from: str) -> Path:
 
 
 def save_checkpoint(path: Path, mark: str, **state: Any) -> None:
-    """Write a training state atomically; `mark` is the fingerprint of the settings it belongs to."""
+    """Write a training state, atomically; `mark` is the fingerprint of its settings."""
     with atomic_path(path) as temporary:
         torch.save({"mark": mark, **state}, temporary)
 

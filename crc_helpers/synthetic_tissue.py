@@ -185,7 +185,7 @@ def lay_out(parameters: TissueParameters, seed: int, fov: float = 448.0) -> list
     lengthwise = parameters.cut_angle < LENGTHWISE
     places = (row_of_crypts if lengthwise else field_of_crypts)(parameters, fov, rng)
     x, base, height = places.T
-    susceptibility = rng.beta(1.3, 1.1, len(x))
+    susceptibility = rng.beta(3.0, 1.0, len(x))  # a polyp's crypts resemble each other
     in_view = (np.abs(x) < 0.25 * fov) & (height < 0.2) & (np.abs(base) < 0.46 * fov)
     off_centre = np.abs(x) + 0.5 * np.abs(base) + np.where(in_view, 0, 10 * fov)
     susceptibility[np.argmin(off_centre)] = 1.0
@@ -215,6 +215,11 @@ def field_of_crypts(p: TissueParameters, fov: float, rng: np.random.Generator) -
 
 
 # --- Shapes --------------------------------------------------------------------------------------
+
+
+def visible(feature: float) -> float:
+    """How much of a feature shows: a mild one hardly, a florid one plainly; 0 to 1 (smootherstep)."""
+    return feature**3 * (6 * feature**2 - 15 * feature + 10)
 
 
 def wobble(rng: np.random.Generator, t: np.ndarray, cycles: float) -> np.ndarray:
@@ -258,8 +263,8 @@ def lengthwise(crypt: Crypt, p: TissueParameters, rng: np.random.Generator) -> O
     radius = p.crypt_diameter / 2
     x = crypt.x + 7 * wobble(rng, t, 1.5) + 2 * wobble(rng, t, 6)
     centre = np.stack([x, crypt.base - s], 1)
-    belly = crypt.dilatation * np.exp(-((s / (1.9 * radius)) ** 2))
-    outer = radius * (0.80 + 0.28 * t + 0.06 * wobble(rng, t, 8) + 0.7 * belly)
+    belly = visible(crypt.dilatation) * np.exp(-((s / (1.9 * radius)) ** 2))
+    outer = radius * (0.80 + 0.28 * t + 0.06 * wobble(rng, t, 8) + 1.1 * belly)
     outer = outer * cap(s, 0.9 * radius, 2 + 2 * crypt.dilatation)
     reach = 0.42 + 0.62 * crypt.serration  # HP: the upper half; SSA: down to the base
     depth = 24 * p.serration * np.clip((t - 1 + reach) / 0.15, 0, 1) * (0.7 + 0.3 * t)
@@ -275,18 +280,19 @@ def lengthwise(crypt: Crypt, p: TissueParameters, rng: np.random.Generator) -> O
 
 def feet(crypt: Crypt, radius: float, p: TissueParameters, rng: np.random.Generator) -> list:
     """Horizontal growth to one side (L, boot) or both (inverted T, anchor)."""
+    growth = visible(crypt.growth)
     side, both, curl = rng.choice([-1, 1]), rng.uniform() < 0.5, rng.uniform(-6, 18)
     shapes = []
     for direction, share in ((side, 1.0), (-side, rng.uniform(0.6, 1.0) if both else 0.1)):
         # From inside the trunk outward: without growth the foot stays hidden in it.
-        length = radius * 0.25 + (0.55 * radius + 66) * crypt.growth * share
+        length = radius * 0.25 + (0.6 * radius + 100) * growth * share
         t = np.linspace(0, 1, 60)
         left = (1 - t) * length  # micrometres to the tip
         lift = (0.75 + 0.9 * (1 - t) ** 2) * radius + curl * t**2 + 4 * wobble(rng, t, 2)
         centre = np.stack([crypt.x + direction * t * length, crypt.base - lift], 1)
-        width = (0.58 + 0.3 * crypt.growth) * radius * cap(left, 0.8 * radius)
+        width = (0.58 + 0.3 * growth) * radius * cap(left, 0.8 * radius)
         width = width * (1 + 0.08 * wobble(rng, t, 3))
-        inside = (2 + 12 * crypt.growth) * cap(np.clip(left - 17, 0, None), 12)
+        inside = (2 + 12 * growth) * cap(np.clip(left - 17, 0, None), 12)
         bite = 14 * p.serration * crypt.serration * np.clip((left - 20) / 10, 0, 1)
         sides = [inside + bite * teeth(rng, t, length / 22) for _ in range(2)]
         shapes.append((ribbon(centre, width, width), ribbon(centre, *sides)))
@@ -310,17 +316,15 @@ def branch(trunk: np.ndarray, radius: float, p: TissueParameters, rng: np.random
 def crosswise(crypt: Crypt, p: TissueParameters, rng: np.random.Generator) -> Outlines:
     """A crypt cut across: round below, star-shaped above; dilated and lobed where distorted."""
     a = np.linspace(0, 2 * np.pi, 120, endpoint=False)
-    deep = np.clip(1 - crypt.height / 0.4, 0, 1)
+    deep, dilatation = np.clip(1.1 - crypt.height / 0.45, 0, 1), visible(crypt.dilatation)
     turn, lobes = rng.uniform(0, 2 * np.pi), rng.integers(1, 4)
     noise = sum(rng.normal(0, 0.05) * np.cos(f * a + rng.uniform(0, 7)) for f in (2, 3, 4, 5))
-    lobe = np.maximum(0, np.cos(lobes * (a - turn) / 2)) ** 2 * 1.05 * crypt.growth * deep
-    radius = p.crypt_diameter / 2 * (0.92 + 0.3 * crypt.height + 0.4 * crypt.dilatation * deep)
+    lobe = np.maximum(0, np.cos(lobes * (a - turn) / 2)) ** 2 * 1.35 * visible(crypt.growth) * deep
+    radius = p.crypt_diameter / 2 * (0.92 + 0.3 * crypt.height + 0.45 * dilatation * deep)
     outer = radius * (1 + noise + lobe)
     reach = np.clip((crypt.height - 1 + (0.55 + 0.6 * crypt.serration)) / 0.12, 0, 1)
     star = 13 * p.serration * reach * teeth(rng, a / (2 * np.pi), rng.integers(4, 8))
-    inner = (
-        2 + (3 + 6 * crypt.height) * 2 * p.gape + (21 * crypt.dilatation + 24 * lobe) * deep + star
-    )
+    inner = 2 + (3 + 6 * crypt.height) * 2 * p.gape + (21 * dilatation + 24 * lobe) * deep + star
     stretch = 1 / np.sin(np.deg2rad(p.cut_angle))
     rim = np.stack([np.cos(a), np.sin(a) * stretch], 1)
     centre = np.array([crypt.x, crypt.base])
@@ -712,7 +716,7 @@ def read(distortions: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return (evidence + rng.logistic(size=evidence.shape) > 0).sum(1)
 
 
-def make_cohort(n: int, seed: int, tiles_per_slide: int = 10) -> Cohort:
+def make_cohort(n: int, seed: int, tiles_per_slide: int = 6) -> Cohort:
     """Plan n tiles of n / tiles_per_slide polyps; a larger n begins with the same tiles."""
     if n < 1 or tiles_per_slide < 1:
         raise ValueError(f"n = {n} and tiles_per_slide = {tiles_per_slide} must be at least 1")
@@ -762,21 +766,22 @@ def plan_morphology(n: int, slide: np.ndarray, seed: int) -> dict[str, np.ndarra
         name: np.clip(1 + (gain / mean - 1) * (1 - severity), 0, 2) for name, gain in gains.items()
     }
     rich = uniform["rich"] < 0.15
-    goblets = np.clip(0.35 + 0.25 * rich + 0.12 * normal["goblets"], 0, 1)
+    goblets = np.clip(0.45 + 0.25 * rich - 0.2 * severity + 0.2 * normal["goblets"], 0, 1)
     at_base = np.clip(0.08 + 0.35 * severity + 0.25 * rich + 0.12 * normal["base"], 0, 1)
     return columns | {
         "severity": severity,
         "goblet_share": goblets,
         "goblet_share_at_base": at_base,
         "serration": 0.45 + 0.45 * uniform["serration"],
-        # Mucus fills the lumina of SSA, and HP may gape: the area of white tells them apart badly.
-        "gape": np.clip(0.6 - 0.3 * severity + 0.22 * normal["gape"], 0, 1),
-        "mucus": np.clip(0.2 + 0.55 * severity + 0.2 * normal["mucus"], 0, 1),
+        # HP gapes and is rich in goblet cells, SSA stands wider apart: the shares of white, of
+        # gland and of stroma, which a colour meter can see, tell the two apart badly.
+        "gape": np.clip(0.9 - 0.85 * severity + 0.3 * normal["gape"], 0, 1),
+        "mucus": np.clip(0.3 + 0.2 * severity + 0.3 * normal["mucus"], 0, 1),
         "branching": 0.12 + 0.16 * uniform["branching"] + 0.15 * severity,
         "base_position": 0.68 + 0.26 * uniform["position"],
         "crypt_length": np.clip(425 + 28 * normal["length"], 370, 510),
-        "crypt_diameter": np.clip(66 + 5 * normal["diameter"], 50, 90),
-        "crypt_spacing": np.clip(106 + 5 * normal["spacing"], 90, 130),
+        "crypt_diameter": np.clip(67 + 7 * normal["diameter"], 50, 90),
+        "crypt_spacing": np.clip(97 + 22 * severity + 8 * normal["spacing"], 90, 130),
     }
 
 

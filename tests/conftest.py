@@ -1,0 +1,26 @@
+"""What several test files share: an engine, and tiles small enough to train on."""
+
+import numpy as np
+import pytest
+import torch
+from lightning.fabric import Fabric
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread():
+    """Compute on one thread: on networks this small, several only wait for each other."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def fabric():
+    """The training engine on the CPU in full precision, where equal means equal to the bit."""
+    return Fabric(accelerator="cpu", devices=1, precision="32-true")
+
+
+@pytest.fixture(scope="session")
+def coloured_tiles():
+    """Sixteen tiles, uint8 (16, 3, 24, 24), each of a colour of its own under a little noise."""
+    rng = np.random.default_rng(0)
+    colours = rng.integers(40, 216, (16, 3, 1, 1))
+    return (colours + rng.integers(-20, 21, (16, 3, 24, 24))).astype(np.uint8)

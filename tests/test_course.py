@@ -1,0 +1,210 @@
+"""The command line, the presets and the files that must agree with each other."""
+
+import re
+import subprocess
+import sys
+import tomllib
+
+import nbformat
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from crc_helpers import course, data, models, pretraining
+from crc_helpers.augmentation import VIEWS
+from crc_helpers.course import ROOT, UsageError, lesson_files, main, parameters_of, read_settings
+from crc_helpers.runs import RunError, make_fabric
+
+
+def test_lesson_ranges():
+    assert [f.name[:2] for f in lesson_files("02-04")] == ["02", "03", "04"]
+    assert [f.name[:2] for f in lesson_files("05")] == ["05"]
+    assert lesson_files("") == lesson_files("01-")
+
+
+@pytest.mark.parametrize("which", ["x", "77", "a-b"])
+def test_bad_lesson_range_is_refused(which):
+    with pytest.raises(UsageError, match="--lessons"):
+        lesson_files(which)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["run", "--set", "NO_SUCH=1"], "unknown parameter NO_SUCH: the lessons have"),
+        (["run", "--set", "SEED"], "NAME=VALUE"),
+        (["run", "--set", "SEED=[1"], "not a value"),
+        (["run", "--preset", "huge"], "choose one of ci, class, paper"),
+        (["run", "--lessons", "9"], "no such lesson"),
+        (["run", "--data", "mhist", "--data-root", "/no/such/place"], "/no/such/place"),
+        (["run", "--data", "folder"], "--data-root"),
+        (["data", "check", "ebhi", "--data-root", "/no/such/place"], "/no/such/place"),
+        (["data", "prepare", "mhist"], "form"),
+        (["data", "prepare", "folder"], "--data-root"),
+    ],
+)
+def test_what_the_user_can_mend_is_one_line_and_status_2(arguments, words, tmp_path, capsys):
+    if arguments[0] == "run":
+        arguments = [*arguments, "--out", str(tmp_path / "out")]
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert words in error and len(error.strip().splitlines()) == 1
+
+
+def test_values_of_set_are_typed():
+    known = {"A", "B", "C", "D", "N_TILES", "IMAGE_SIZE"}
+    settings = read_settings("class", ["A=1", "B=1e-3", "C=[tissue]", "D=null"], known)
+    assert settings == {"A": 1, "B": 1e-3, "C": ["tissue"], "D": None}
+
+
+def test_data_check_reports_and_draws(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("CRC_HELPERS_CACHE", str(tmp_path / "cache"))
+    rng = np.random.default_rng(0)
+    from PIL import Image
+
+    for name in ("a", "b"):
+        (tmp_path / "tiles" / name).mkdir(parents=True)
+        for k in range(3):
+            pixels = rng.integers(0, 255, (40, 40, 3), np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "tiles" / name / f"{k}.png")
+    sheet = tmp_path / "sheet.png"
+    command = [
+        "data",
+        "check",
+        "folder",
+        "--data-root",
+        str(tmp_path / "tiles"),
+        "--out",
+        str(sheet),
+    ]
+    assert main(command) == 0
+    assert "class a: 3" in capsys.readouterr().out
+    assert Image.open(sheet).size[0] > 100
+
+
+def test_doctor_ends_in_ok_here(capsys):
+    assert main(["doctor"]) == 0
+    out = capsys.readouterr().out
+    assert out.strip().endswith("OK") and "torch" in out and "kernel" in out
+
+
+def test_doctor_says_what_to_do(capsys, monkeypatch):
+    old = {**course.versions(), "torch": "2.4.0"}
+    monkeypatch.setattr(course, "versions", lambda: old)
+    assert main(["doctor"]) == 1
+    assert "FAIL\n- torch 2.11 or newer is needed: pip install" in capsys.readouterr().out
+
+
+def test_module_is_the_command():
+    done = subprocess.run(
+        [sys.executable, "-m", "crc_helpers", "--help"], capture_output=True, text=True
+    )
+    assert done.returncode == 0 and "doctor" in done.stdout
+
+
+def test_environment_names_the_packages_of_pyproject():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    conda = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))["dependencies"]
+    pip = next(d["pip"] for d in conda if isinstance(d, dict))
+    there = {d for d in [*conda, *pip] if isinstance(d, str)} - {"pip", "-e ."}
+    wanted = {re.sub("^torch>", "pytorch>", d) for d in project["dependencies"]}
+    assert there == wanted | {"python" + project["requires-python"]}
+
+
+def test_makefile_lists_its_targets():
+    done = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True)
+    assert {"course", "lab", "test", "notebooks"} <= {
+        w.split()[0] for w in done.stdout.splitlines()
+    }
+
+
+def test_class_preset_stands_in_the_notebooks():
+    assert yaml.safe_load((ROOT / "presets/class.yaml").read_text(encoding="utf-8")) == {}
+
+
+# --- data of a run -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder_of_tiles(tmp_path, monkeypatch):
+    from PIL import Image
+
+    monkeypatch.setenv("CRC_HELPERS_CACHE", str(tmp_path / "cache"))
+    rng = np.random.default_rng(0)
+    for name in ("a", "b"):
+        (tmp_path / "tiles" / name).mkdir(parents=True)
+        for k in range(20):
+            pixels = rng.integers(0, 255, (32, 32, 3), np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "tiles" / name / f"{k}.png")
+    return tmp_path / "tiles"
+
+
+def test_recall_gives_what_remember_was_given(folder_of_tiles, tmp_path):
+    tiles = data.load_tiles("folder", folder_of_tiles)
+    parts = data.split(tiles, "paper", validation=0.2, seed=5)
+    settings = dict(root=folder_of_tiles, classes=None, n=0, seed=5)
+    data.remember(tmp_path, tiles, parts, scheme="paper", test=0.3, validation=0.2, **settings)
+    again, same = data.recall(tmp_path, "run")
+    assert (again.ids == tiles.ids).all()
+    for part in ("train", "val", "test"):
+        assert (getattr(same, part) == getattr(parts, part)).all()
+
+
+def test_recall_refuses_data_that_changed(folder_of_tiles, tmp_path):
+    tiles = data.load_tiles("folder", folder_of_tiles)
+    parts = data.split(tiles)
+    settings = dict(root=folder_of_tiles, classes=None, n=0, seed=0)
+    data.remember(tmp_path, tiles, parts, scheme="auto", test=0.25, validation=0.15, **settings)
+    (folder_of_tiles / "a" / "0.png").unlink()
+    with pytest.raises(RunError, match=r"split\.csv does not fit the data any more"):
+        data.recall(tmp_path, "run")
+
+
+def test_recall_says_which_lesson_is_missing(tmp_path):
+    with pytest.raises(RunError, match="run lesson 01"):
+        data.recall(tmp_path, "run")
+
+
+# --- committed notebooks -------------------------------------------------------------------------
+
+
+def test_clean_keeps_the_parameters_cell_and_drops_what_changes():
+    new = nbformat.v4
+    source = new.new_notebook(cells=[new.new_code_cell("A = 1", metadata={"tags": ["parameters"]})])
+    executed = new.new_notebook(
+        cells=[
+            new.new_code_cell("A = 1", metadata={"tags": ["parameters"], "papermill": {"x": 1}}),
+            new.new_code_cell("A = 2", metadata={"tags": ["injected-parameters"]}),
+            new.new_code_cell("print(A)", execution_count=3, outputs=[
+                new.new_output("stream", name="stdout", text="/somewhere/run/file.csv\n"),
+                new.new_output("stream", name="stderr", text="50%"),
+            ]),
+        ],
+        metadata={"widgets": {"state": 1}},
+    )  # fmt: skip
+    cleaned = course.clean(executed, source, "/somewhere/run")
+    assert [c.source for c in cleaned.cells] == ["A = 1", "print(A)"]
+    assert [c.execution_count for c in cleaned.cells] == [1, 2]
+    assert [o.text for o in cleaned.cells[1].outputs] == ["file.csv\n"]
+    assert "widgets" not in cleaned.metadata and "papermill" not in cleaned.cells[0].metadata
+
+
+# --- the paper's scale ---------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_paper_preset_starts_steps_and_checkpoints(tmp_path):
+    """ResNet-50 at 224 px with the preset's own settings; two tiles a step, to stay on a CPU."""
+    known = {name for file in lesson_files() for name in parameters_of(file)}
+    p = read_settings("paper", [], known)
+    tiles = torch.randint(0, 256, (4, 3, 224, 224), dtype=torch.uint8).numpy()
+    encoder = models.Encoder(p["BACKBONE"])
+    head = models.ProjectionHead(encoder.dim, kind=p["HEAD"])
+    common = dict(size=p["IMAGE_SIZE"], batch=2, lr=p["PRETRAIN_LR"], temperature=p["TEMPERATURE"],
+                  optimizer=p["OPTIMIZER"], checkpoint=tmp_path / "pretraining.ckpt")  # fmt: skip
+    views, fabric = VIEWS[p["VIEWS"][0]], make_fabric(0)
+    log = pretraining.pretrain(encoder, head, tiles, views, fabric, epochs=1, **common)
+    assert np.isfinite(log["loss"]).all() and (tmp_path / "pretraining.ckpt").is_file()
+    log = pretraining.pretrain(encoder, head, tiles, views, fabric, epochs=2, **common)
+    assert log["epoch"].tolist() == [1, 2]

@@ -1,0 +1,318 @@
+"""Metrics against scikit-learn and SciPy, intervals that cover, and the paper's own counts."""
+
+import numpy as np
+import pytest
+from scipy.stats import binomtest
+from sklearn.metrics import (
+    accuracy_score,
+    balanced_accuracy_score,
+    confusion_matrix,
+    precision_recall_fscore_support,
+    roc_auc_score,
+)
+
+from crc_helpers.evaluation import (
+    PAPER_COUNTS,
+    bootstrap_interval,
+    colour_baseline,
+    colour_statistics,
+    expand_counts,
+    expected_calibration_error,
+    macro_auc,
+    per_class,
+    precision_at_prevalence,
+    summarise,
+    wilson_interval,
+)
+
+
+def make_predictions(n=120, classes=2, seed=0, decimals=None):
+    """Labels and probabilities better than chance; `decimals` rounds them, which makes ties."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, classes, n)
+    scores = rng.normal(size=(n, classes)) + 1.2 * np.eye(classes)[labels]
+    probabilities = np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True)
+    return labels, probabilities if decimals is None else probabilities.round(decimals)
+
+
+# --- The paper's table ---------------------------------------------------------------------------
+
+
+def test_the_papers_counts_give_its_accuracy():
+    assert PAPER_COUNTS.sum(axis=1).tolist() == [99, 99]
+    assert f"{np.trace(PAPER_COUNTS) / PAPER_COUNTS.sum():.2%}" == "85.86%"
+
+
+@pytest.mark.parametrize(
+    ("name", "precision", "recall", "f1"),
+    [("HP", "86.60%", "84.85%", "85.71%"), ("SSA", "85.15%", "86.87%", "86.00%")],
+)
+def test_the_papers_counts_give_its_classes(name, precision, recall, f1):
+    row = per_class(PAPER_COUNTS, ("HP", "SSA")).loc[name]
+    assert [f"{row[k]:.2%}" for k in ("precision", "recall", "f1")] == [precision, recall, f1]
+    assert row["support"] == 99
+
+
+def test_the_papers_counts_expand_to_its_test_set_and_back():
+    labels, predicted = expand_counts(PAPER_COUNTS)
+    assert len(labels) == 198
+    np.testing.assert_array_equal(confusion_matrix(labels, predicted), PAPER_COUNTS)
+
+
+def test_where_ssa_is_as_rare_as_in_mhist_fewer_calls_of_it_are_right():
+    found = precision_at_prevalence(recall=86 / 99, specificity=84 / 99, prevalence=0.314)
+    assert f"{found:.1%}" == "72.4%"
+
+
+def test_at_the_tests_own_prevalence_precision_is_what_was_counted():
+    found = precision_at_prevalence(recall=86 / 99, specificity=84 / 99, prevalence=1 / 2)
+    assert found == pytest.approx(86 / 101)
+
+
+# --- Intervals -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("confidence", [0.8, 0.95, 0.99])
+@pytest.mark.parametrize("n", [1, 2, 10, 99, 198, 5000])
+def test_wilson_is_scipys(n, confidence):
+    for k in sorted({0, 1, n // 3, n // 2, n - 1, n}):
+        theirs = binomtest(k, n).proportion_ci(confidence, method="wilson")
+        expected = pytest.approx((theirs.low, theirs.high), abs=1e-12)
+        assert wilson_interval(k, n, confidence) == expected
+
+
+@pytest.mark.parametrize("n", [1, 10, 198, 5000])
+def test_wilson_holds_the_proportion_itself(n):
+    for k in (0, n // 2, n):
+        low, high = wilson_interval(k, n)
+        assert 0 <= low <= k / n <= high <= 1
+
+
+def test_wilson_of_nothing_is_everything():
+    assert wilson_interval(0, 0) == (0, 1)
+
+
+@pytest.mark.parametrize(("k", "n"), [(-1, 10), (11, 10), (1, 0), (0, -1)])
+def test_wilson_refuses_counts_that_cannot_be(k, n):
+    with pytest.raises(ValueError, match=f"{k} successes of {n}"):
+        wilson_interval(k, n)
+
+
+def mean_of(values):
+    return lambda index: float(values[index].mean())
+
+
+def test_a_bootstrap_repeats_with_its_seed():
+    statistic = mean_of(np.random.default_rng(0).normal(size=50))
+    first = bootstrap_interval(statistic, 50, seed=3, samples=200)
+    assert first == bootstrap_interval(statistic, 50, seed=3, samples=200)
+    assert first != bootstrap_interval(statistic, 50, seed=4, samples=200)
+
+
+def test_a_bootstrap_of_a_mean_has_the_textbook_width():
+    values = np.random.default_rng(0).normal(size=200)
+    low, high = bootstrap_interval(mean_of(values), 200)
+    expected = 2 * 1.96 * values.std() / np.sqrt(200)
+    assert high - low == pytest.approx(expected, rel=0.1)  # 1000 samples know a tail to some 5 %
+    assert (low + high) / 2 == pytest.approx(values.mean(), abs=0.1 * expected)
+
+
+def test_a_bootstrap_covers_as_often_as_it_says():
+    rng, covered = np.random.default_rng(0), []
+    for _ in range(200):
+        low, high = bootstrap_interval(mean_of(rng.normal(size=40)), 40, samples=200,
+                                       confidence=0.9)  # fmt: skip
+        covered.append(low <= 0 <= high)
+    # The percentile interval of 40 values falls a little short; 200 trials add 0.021 of error.
+    assert 0.82 <= np.mean(covered) <= 0.96
+
+
+def test_tiles_that_repeat_their_slide_widen_the_interval():
+    slides = np.repeat(np.arange(20), 10)
+    values = np.random.default_rng(0).normal(size=20)[slides]  # ten copies of twenty numbers
+    low, high = bootstrap_interval(mean_of(values), 200)
+    group_low, group_high = bootstrap_interval(mean_of(values), 200, slides)
+    # Two hundred tiles tell no more than twenty: sqrt(10) times the width.
+    assert (group_high - group_low) / (high - low) == pytest.approx(np.sqrt(10), rel=0.15)
+
+
+def test_a_group_is_drawn_whole_whatever_its_name_and_size():
+    groups = np.array(["b", "a", "c", "a", "b", "b"])
+    members = {"a": (1, 3), "b": (0, 4, 5), "c": (2,)}
+    drawn = []
+    bootstrap_interval(lambda i: drawn.append(i) or 0.0, 6, groups, samples=50)
+    for index in drawn:
+        count = np.bincount(index, minlength=6)
+        for rows in members.values():
+            assert len({count[row] for row in rows}) == 1
+        assert sum(count[rows[0]] for rows in members.values()) == 3  # groups, with repetition
+
+
+def test_samples_where_a_statistic_is_undefined_are_left_out():
+    values = np.arange(10.0)
+
+    def sometimes(index):
+        return float("nan") if 0 in index else float(values[index].mean())
+
+    low, high = bootstrap_interval(sometimes, 10, samples=200)
+    assert 1 <= low < high <= 9
+
+
+# --- Areas ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("decimals", [None, 1])
+def test_the_area_of_two_classes_is_scikit_learns(decimals):
+    labels, probabilities = make_predictions(decimals=decimals)
+    assert macro_auc(labels, probabilities) == pytest.approx(
+        roc_auc_score(labels, probabilities[:, 1]), abs=1e-12
+    )
+
+
+def test_the_area_of_more_classes_is_scikit_learns():
+    labels, probabilities = make_predictions(classes=4)
+    assert macro_auc(labels, probabilities) == pytest.approx(
+        roc_auc_score(labels, probabilities, multi_class="ovr"), abs=1e-12
+    )
+
+
+@pytest.mark.parametrize(("scores", "area"), [([0, 1, 2, 3], 1), ([3, 2, 1, 0], 0), ([1] * 4, 0.5)])
+def test_the_area_of_right_wrong_and_no_order(scores, area):
+    second = np.array(scores) / 3
+    assert macro_auc(np.array([0, 0, 1, 1]), np.stack([1 - second, second], axis=1)) == area
+
+
+@pytest.mark.parametrize("missing", [0, 1, 2])
+def test_there_is_no_area_where_a_class_has_no_tile(missing):
+    labels, probabilities = make_predictions(classes=3)
+    here = labels != missing
+    assert np.isnan(macro_auc(labels[here], probabilities[here]))
+
+
+# --- Summaries -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+@pytest.mark.parametrize("classes", [2, 3])
+def test_a_summary_has_three_metrics_inside_their_intervals(classes, grouped):
+    labels, probabilities = make_predictions(classes=classes)
+    groups = np.arange(len(labels)) // 4 if grouped else None
+    summary = summarise(labels, probabilities, groups)
+    assert list(summary) == ["accuracy", "balanced_accuracy", "auc"]
+    for metric in summary.values():
+        assert list(metric) == ["value", "low", "high"]
+        assert all(type(number) is float for number in metric.values())  # fit for JSON
+        assert 0 <= metric["low"] < metric["value"] < metric["high"] <= 1
+
+
+def test_the_values_of_a_summary_are_scikit_learns():
+    labels, probabilities = make_predictions(classes=3)
+    labels = np.where(np.arange(120) < 60, 0, labels)  # imbalanced
+    predicted, summary = probabilities.argmax(axis=1), summarise(labels, probabilities)
+    expected = {
+        "accuracy": accuracy_score(labels, predicted),
+        "balanced_accuracy": balanced_accuracy_score(labels, predicted),
+        "auc": roc_auc_score(labels, probabilities, multi_class="ovr"),
+    }
+    assert {k: v["value"] for k, v in summary.items()} == pytest.approx(expected)
+
+
+def test_an_accuracy_has_wilsons_interval_and_with_groups_a_bootstrap():
+    labels, predicted = expand_counts(PAPER_COUNTS)
+    alone = summarise(labels, np.eye(2)[predicted])["accuracy"]
+    assert (alone["low"], alone["high"]) == wilson_interval(170, 198)
+    # Slides all right or all wrong, ten tiles each: the interval has to know.
+    groups = np.argsort(np.argsort(labels == predicted, kind="stable"), kind="stable") // 10
+    grouped = summarise(labels, np.eye(2)[predicted], groups)["accuracy"]
+    assert grouped["high"] - grouped["low"] > 2 * (alone["high"] - alone["low"])
+
+
+@pytest.mark.parametrize("classes", [2, 4])
+def test_the_numbers_of_a_class_are_scikit_learns(classes):
+    labels, probabilities = make_predictions(classes=classes)
+    predicted = probabilities.argmax(axis=1)
+    names = tuple("abcd"[:classes])
+    table = per_class(confusion_matrix(labels, predicted), names)
+    theirs = precision_recall_fscore_support(labels, predicted)
+    assert tuple(table.index) == names
+    np.testing.assert_allclose(table[["precision", "recall", "f1", "support"]].T, theirs)
+
+
+def test_the_intervals_of_a_class_are_wilsons_of_its_own_counts():
+    row = per_class(PAPER_COUNTS, ("HP", "SSA")).loc["HP"]
+    assert (row["precision_low"], row["precision_high"]) == wilson_interval(84, 97)
+    assert (row["recall_low"], row["recall_high"]) == wilson_interval(84, 99)
+
+
+def test_a_class_that_is_never_called_has_a_precision_of_zero_about_which_nothing_is_known():
+    row = per_class(np.array([[5, 0], [3, 0]]), ("HP", "SSA")).loc["SSA"]
+    assert (row["precision"], row["recall"], row["f1"]) == (0, 0, 0)
+    assert (row["precision_low"], row["precision_high"]) == (0, 1)
+
+
+@pytest.mark.parametrize("counts", [[[0, 3], [2, 0]], [[4, 1, 0], [0, 2, 2], [1, 0, 9]]])
+def test_counts_expand_and_count_back(counts):
+    labels, predicted = expand_counts(np.array(counts))
+    found = confusion_matrix(labels, predicted, labels=range(len(counts)))
+    assert found.tolist() == counts
+
+
+# --- Calibration ---------------------------------------------------------------------------------
+
+
+def binary(confidence):
+    """Probabilities of two classes that call the second with this confidence."""
+    confidence = np.array(confidence)
+    return np.stack([1 - confidence, confidence], axis=1)
+
+
+def test_the_calibration_error_by_hand():
+    # Two tiles at 0.95 of which one is right, three at 0.65 of which two are.
+    probabilities = binary([0.95, 0.95, 0.65, 0.65, 0.65])
+    labels = np.array([1, 0, 1, 1, 0])
+    expected = 2 / 5 * (0.95 - 1 / 2) + 3 / 5 * (2 / 3 - 0.65)
+    assert expected_calibration_error(labels, probabilities) == pytest.approx(expected)
+
+
+def test_confidence_that_is_kept_has_no_calibration_error():
+    labels = np.array([1, 1, 1, 0])
+    assert expected_calibration_error(labels, binary([0.75] * 4)) == pytest.approx(0)
+
+
+def test_certainty_belongs_to_the_last_bin():
+    assert expected_calibration_error(np.array([1, 0]), binary([1.0, 1.0])) == pytest.approx(0.5)
+
+
+# --- Colour --------------------------------------------------------------------------------------
+
+
+def test_a_plain_tile_has_its_colour_and_no_spread():
+    colour = np.array([200, 100, 50], np.uint8)
+    tile = np.broadcast_to(colour[None, :, None, None], (2, 3, 16, 16))
+    found, level = colour_statistics(tile), colour / 255
+    expected = np.concatenate([level, np.zeros(3), level, level, level])
+    assert found.shape == (2, 15) and found.dtype == np.float64
+    np.testing.assert_allclose(found, np.stack([expected] * 2), atol=1e-6)
+
+
+def test_colour_statistics_are_those_of_every_other_row_and_column():
+    tiles = np.random.default_rng(0).integers(0, 256, (5, 3, 20, 20), dtype=np.uint8)
+    pixels = tiles[:, :, ::2, ::2].reshape(5, 3, 100) / 255
+    expected = [pixels.mean(axis=2), pixels.std(axis=2)]
+    expected += [np.percentile(pixels, q, axis=2) for q in (10, 50, 90)]
+    found = colour_statistics(tiles, batch=2)  # batches of unequal size must not matter
+    np.testing.assert_allclose(found, np.concatenate(expected, axis=1), atol=1e-6)
+
+
+def test_the_colour_baseline_tells_colours_apart_and_nothing_else():
+    rng, labels = np.random.default_rng(0), np.arange(60) % 2
+    noise = rng.integers(0, 120, (60, 3, 16, 16)).astype(np.uint8)
+    darker = noise + (100 * labels).astype(np.uint8)[:, None, None, None]
+    baseline = colour_baseline(colour_statistics(darker), labels)
+    assert (baseline.predict(colour_statistics(darker)) == labels).all()
+    moved = darker[:, :, rng.permutation(8) * 2][:, :, :, rng.permutation(8) * 2]
+    moved = np.repeat(np.repeat(moved, 2, axis=2), 2, axis=3)  # the same pixels in other places
+    np.testing.assert_allclose(
+        baseline.predict_proba(colour_statistics(moved)),
+        baseline.predict_proba(colour_statistics(darker)), atol=1e-6,
+    )  # fmt: skip

@@ -1,0 +1,288 @@
+"""The epoch is chosen on validation, runs repeat to the bit, and predictions are probabilities."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import log_loss
+from sklearn.preprocessing import StandardScaler
+
+from crc_helpers import fine_tuning
+from crc_helpers.augmentation import VIEWS, one_view
+from crc_helpers.fine_tuning import fine_tune, linear_probe, predict, validate
+from crc_helpers.models import Classifier, Encoder
+from crc_helpers.runs import load_checkpoint
+
+SETTINGS = {"size": 16, "epochs": 4, "batch": 8, "lr": 1e-3}
+STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+
+
+@pytest.fixture(scope="module")
+def tiles():
+    """Dark and light tiles, uint8 (24, 3, 16, 16), with labels (24,)."""
+    rng, labels = np.random.default_rng(0), np.arange(24) % 2
+    levels = 70 + 90 * labels[:, None, None, None]
+    return (levels + rng.integers(-40, 41, (24, 3, 16, 16))).astype(np.uint8), labels
+
+
+def make_classifier(seed=0, classes=2):
+    torch.manual_seed(seed)
+    return Classifier(Encoder("resnet8"), classes)
+
+
+def train(tiles, fabric, start=0, validation=True, **changes):
+    """Train on 16 of the tiles from the weights of seed `start`: (the classifier, the log)."""
+    images, labels = tiles
+    classifier, end = make_classifier(start), 24 if validation else 16
+    log = fine_tune(
+        classifier, images[:16], labels[:16], images[16:end], labels[16:end], VIEWS["gentle"],
+        fabric, **SETTINGS | changes,
+    )  # fmt: skip
+    return classifier, log
+
+
+def weights(classifier):
+    return {k: v.clone() for k, v in classifier.state_dict().items()}
+
+
+def equal(first, second):
+    return all(torch.equal(value, second[key]) for key, value in first.items())
+
+
+def assert_same(first, second):
+    """Hold two results of `train` equal to the bit."""
+    assert equal(first[0].state_dict(), second[0].state_dict())
+    first, second = (log.drop(columns="seconds") for _, log in (first, second))
+    pd.testing.assert_frame_equal(first, second, check_exact=True)
+
+
+@pytest.fixture
+def scripted(monkeypatch):
+    """Return a function that scripts the validation losses; KeyboardInterrupt may be one. It
+    returns a list that will hold the weights of each epoch.
+    """
+
+    def script(*losses):
+        seen, coming = [], iter(losses)
+
+        def fake(classifier, *_):
+            loss = next(coming)
+            if loss is KeyboardInterrupt:
+                raise loss
+            seen.append(weights(classifier))
+            return {"val_loss": loss, "val_balanced_accuracy": 0.5}
+
+        monkeypatch.setattr(fine_tuning, "validate", fake)
+        return seen
+
+    return script
+
+
+# --- The chosen epoch ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("best", [0, 1, 3])
+def test_the_weights_left_are_those_of_the_lowest_validation_loss(tiles, fabric, scripted, best):
+    losses = [0.9, 0.8, 0.7, 0.6]
+    losses[best] = 0.1
+    epochs = scripted(*losses)
+    classifier, log = train(tiles, fabric)
+    assert [equal(weights(classifier), e) for e in epochs] == [i == best for i in range(4)]
+    assert list(log["chosen"]) == [i == best for i in range(4)]
+
+
+def test_the_chosen_row_is_the_classifier_that_is_left(tiles, fabric):
+    classifier, log = train(tiles, fabric)
+    chosen = log[log["chosen"]].iloc[0]
+    assert log["chosen"].sum() == 1 and chosen["val_loss"] == log["val_loss"].min()
+    found = validate(classifier, tiles[0][16:], tiles[1][16:], 16, fabric)
+    assert found == {k: chosen[k] for k in ("val_loss", "val_balanced_accuracy")}
+
+
+def test_among_equal_losses_the_log_marks_the_weights_that_are_left(tiles, fabric, scripted):
+    epochs = scripted(0.9, 0.5, 0.5, 0.8)
+    classifier, log = train(tiles, fabric)
+    assert [equal(weights(classifier), e) for e in epochs] == list(log["chosen"])
+
+
+def test_without_a_validation_set_the_last_epoch_is_left(tiles, fabric, tmp_path):
+    checkpoint = tmp_path / "run.ckpt"
+    classifier, log = train(tiles, fabric, validation=False, checkpoint=checkpoint, mark="a")
+    assert list(log["chosen"]) == [False, False, False, True]
+    assert "val_loss" not in log
+    assert equal(load_checkpoint(checkpoint, "a")["model"], classifier.state_dict())
+
+
+def test_validation_is_cross_entropy_and_the_mean_recall(tiles, fabric):
+    images, labels = tiles[0], np.where(np.arange(24) < 18, 0, 1)
+    classifier = make_classifier()
+    probabilities = predict(classifier, images, 16, fabric)
+    recalls = [(probabilities[labels == c].argmax(axis=1) == c).mean() for c in (0, 1)]
+    found = validate(classifier, images, labels, 16, fabric)
+    assert found["val_loss"] == pytest.approx(log_loss(labels, probabilities), abs=1e-5)
+    assert found["val_balanced_accuracy"] == pytest.approx(np.mean(recalls))
+
+
+# --- Repeating and resuming ----------------------------------------------------------------------
+
+
+def test_the_same_seed_gives_the_same_classifier(tiles, fabric):
+    first = train(tiles, fabric, epochs=2)
+    torch.rand(7)  # what else draws random numbers must not matter
+    assert_same(first, train(tiles, fabric, epochs=2))
+
+
+def test_another_seed_gives_another_classifier(tiles, fabric):
+    first, other = (train(tiles, fabric, epochs=1, seed=seed)[0] for seed in (0, 1))
+    assert not torch.equal(first.fc.weight, other.fc.weight)
+
+
+@pytest.mark.parametrize("losses", [(0.1, 0.3, 0.2, 0.4), (0.4, 0.3, 0.2, 0.1)])
+def test_an_interrupted_run_goes_on_to_the_same_classifier(
+    tiles, fabric, scripted, tmp_path, losses
+):
+    scripted(*losses)
+    whole = train(tiles, fabric)
+    kept = {"checkpoint": tmp_path / "run.ckpt", "mark": "a"}
+    scripted(*losses[:2], KeyboardInterrupt)
+    with pytest.raises(KeyboardInterrupt):
+        train(tiles, fabric, **kept)
+    scripted(*losses[2:])  # two epochs are left, and the first loss is known from the checkpoint
+    assert_same(whole, train(tiles, fabric, start=99, **kept))
+
+
+def test_a_finished_run_is_not_trained_again(tiles, fabric, tmp_path):
+    kept = {"checkpoint": tmp_path / "run.ckpt", "mark": "a", "epochs": 2}
+    first, again = train(tiles, fabric, **kept), train(tiles, fabric, start=99, **kept)
+    assert_same(first, again)
+    assert list(first[1]["seconds"]) == list(again[1]["seconds"])
+
+
+def test_a_checkpoint_of_other_settings_is_left_aside(tiles, fabric, tmp_path):
+    checkpoint = tmp_path / "run.ckpt"
+    train(tiles, fabric, checkpoint=checkpoint, mark="a", epochs=1, seed=5)
+    second = train(tiles, fabric, checkpoint=checkpoint, mark="b", epochs=2)
+    assert_same(second, train(tiles, fabric, epochs=2))
+
+
+def test_the_log_and_its_file_have_a_row_an_epoch(tiles, fabric, tmp_path):
+    _, log = train(tiles, fabric, checkpoint=tmp_path / "run.ckpt", epochs=3)
+    assert list(log["epoch"]) == [1, 2, 3]
+    assert {"loss", "val_loss", "val_balanced_accuracy", "seconds", "chosen"} <= set(log)
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "run.csv"), log)
+
+
+def test_every_epoch_draws_views_of_its_own(tiles, fabric, monkeypatch):
+    views = []
+
+    def recorded(*arguments):
+        views.append(one_view(*arguments))
+        return views[-1]
+
+    monkeypatch.setattr(fine_tuning, "one_view", recorded)
+    train(tiles, fabric, epochs=2, batch=16)  # one batch an epoch, of the same tiles
+    assert len(views) == 2 and not torch.equal(views[0], views[1])
+
+
+# --- Learning and refusing -----------------------------------------------------------------------
+
+
+def test_a_classifier_learns_dark_from_light(tiles, fabric):
+    classifier, log = train(tiles, fabric, epochs=8, batch=4)
+    assert log["loss"].iloc[-1] < 0.5 * log["loss"].iloc[0]
+    predicted = predict(classifier, tiles[0][16:], 16, fabric).argmax(axis=1)
+    np.testing.assert_array_equal(predicted, tiles[1][16:])
+
+
+def test_fewer_labelled_tiles_than_a_batch_are_refused(tiles, fabric):
+    with pytest.raises(ValueError, match=r"16 labelled tiles.*FINE_TUNE_BATCH"):
+        train(tiles, fabric, batch=17)
+
+
+def test_a_loss_that_is_no_number_ends_the_run(tiles, fabric):
+    with pytest.raises(FloatingPointError, match="FINE_TUNE_LR"):
+        train(tiles, fabric, lr=1e30)
+
+
+# --- Predictions ---------------------------------------------------------------------------------
+
+
+def test_predictions_are_probabilities_of_every_class(tiles, fabric):
+    found = predict(make_classifier(classes=3), tiles[0], 16, fabric)
+    assert found.shape == (24, 3) and found.dtype == np.float64
+    assert (found > 0).all()
+    np.testing.assert_allclose(found.sum(axis=1), 1, rtol=1e-12)
+
+
+def test_predictions_do_not_depend_on_the_company(tiles, fabric):
+    classifier = make_classifier()
+    together = predict(classifier, tiles[0], 16, fabric)
+    alone = [predict(classifier, tiles[0][i : i + 1], 16, fabric) for i in range(3)]
+    np.testing.assert_allclose(together[:3], np.concatenate(alone), atol=1e-6)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_predicting_leaves_the_mode_as_it_was(tiles, fabric, training):
+    classifier = make_classifier().train(training)
+    predict(classifier, tiles[0], 16, fabric)
+    assert all(module.training == training for module in classifier.modules())
+
+
+# --- The linear probe ----------------------------------------------------------------------------
+
+
+def make_features(n, signal, classes=2, seed=0):
+    """Features (n, 10) whose first entries carry the class with this strength, and labels."""
+    labels = np.arange(n) % classes
+    features = torch.randn(n, 10, generator=torch.Generator().manual_seed(seed))
+    features[torch.arange(n), torch.from_numpy(labels)] += signal
+    return features, labels
+
+
+def strength(probe):
+    return probe[-1].C
+
+
+@pytest.mark.parametrize("signal", [0.0, 1.0, 8.0])
+def test_a_probe_has_the_strength_with_the_lowest_validation_loss(signal):
+    features, labels = make_features(60, signal)
+    val_features, val_labels = make_features(40, signal, seed=1)
+    scaler = StandardScaler().fit(features)
+    losses = {}
+    for c in STRENGTHS:
+        regression = LogisticRegression(C=c, max_iter=1000, class_weight="balanced")
+        regression.fit(scaler.transform(features), labels)
+        losses[c] = log_loss(val_labels, regression.predict_proba(scaler.transform(val_features)))
+    chosen = strength(linear_probe(features, labels, val_features, val_labels))
+    assert chosen == min(losses, key=losses.get)
+
+
+def test_a_probe_trusts_noise_less_than_signal():
+    chosen = [
+        strength(linear_probe(*make_features(60, signal), *make_features(40, signal, seed=1)))
+        for signal in (0.0, 8.0)
+    ]
+    assert chosen == [STRENGTHS[0], STRENGTHS[-1]]
+
+
+def test_a_probe_without_a_validation_set_has_a_fixed_strength():
+    features, labels = make_features(60, 2.0)
+    probe = linear_probe(features, labels, features[:0], labels[:0])
+    assert strength(probe) == 0.01
+    assert probe.predict_proba(features.numpy()).shape == (60, 2)
+
+
+def test_a_probe_bears_a_class_that_validation_lacks():
+    features, labels = make_features(60, 2.0, classes=3)
+    few = labels[:20] < 2
+    probe = linear_probe(features, labels, features[:20][few], labels[:20][few])
+    assert probe.predict_proba(features.numpy()).shape == (60, 3)
+
+
+def test_a_probe_weighs_classes_alike():
+    features, labels = make_features(1000, 1.0)
+    few = np.flatnonzero((labels == 0) | (np.arange(1000) < 100))  # 500 and 50
+    probe = linear_probe(features[few], labels[few], features[:0], labels[:0])
+    recall = [(probe.predict(features[labels == c].numpy()) == c).mean() for c in (0, 1)]
+    assert abs(recall[0] - recall[1]) < 0.1
