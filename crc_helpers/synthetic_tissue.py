@@ -218,7 +218,7 @@ def field_of_crypts(p: TissueParameters, fov: float, rng: np.random.Generator) -
 
 
 def visible(feature: float) -> float:
-    """How much of a feature shows: a mild one hardly, a florid one plainly; 0 to 1 (smootherstep)."""
+    """How much of a feature shows, 0 to 1: a mild one hardly, a florid one plainly."""
     return feature**3 * (6 * feature**2 - 15 * feature + 10)
 
 
