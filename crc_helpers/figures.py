@@ -374,25 +374,26 @@ def draw_boxes(ax, boxes) -> None:
         ax.add_patch(plt.Rectangle((x, y), w, h, fill=False, ec="#ffd400", lw=2))
 
 
-def explanations(images, heats, boxes, titles, masks=None, width: float = 2.5) -> Figure:
-    """Draw the paper's Figure 5: original | heat map | boxes, a row a tile, one colour scale.
+def explanations(images, heats, boxes, titles, masks=None, width: float = 2.3) -> Figure:
+    """Draw the paper's Figure 5, original | heat map | boxes, for tiles in two columns.
 
-    images (N, 3, H, W) uint8, heats (N, H, W) raw, boxes a list a tile, titles (left, right) a
-    tile, masks (N, H, W) outlined on all three where given.
+    images (N, 3, H, W) uint8, heats (N, H, W) raw on one colour scale, boxes a list a tile, titles
+    (left, right) a tile, masks (N, H, W) outlined where given. The first half goes to the left.
     """
-    vmax = float(np.max(heats))
-    size = (3 * width + 1, len(images) * (width + 0.2))
-    figure, axes = plt.subplots(len(images), 3, figsize=size, squeeze=False)
-    for r, (image, heat) in enumerate(zip(images, heats, strict=True)):
-        mask = None if masks is None else masks[r]
-        show_tile(axes[r, 0], image, titles[r][0], mask)
-        overlay(
-            axes[r, 1], image, heat, vmax, mask=mask, title=f"Grad-CAM, maximum {heat.max():.2g}"
-        )
-        show_tile(axes[r, 2], image, titles[r][1], mask)
-        draw_boxes(axes[r, 2], boxes[r])
+    vmax, rows = float(np.max(heats)), -(-len(images) // 2)
+    size = (6 * width + 1.4, rows * (width + 0.3))
+    figure, axes = plt.subplots(rows, 6, figsize=size, squeeze=False)
+    for ax in axes.flat:
+        ax.set_axis_off()
+    for k, (image, heat) in enumerate(zip(images, heats, strict=True)):
+        mask = None if masks is None else masks[k]
+        left, middle, right = axes[k % rows, 3 * (k // rows) : 3 * (k // rows) + 3]
+        show_tile(left, image, titles[k][0], mask)
+        overlay(middle, image, heat, vmax, mask=mask, title=f"Grad-CAM, at most {heat.max():.2g}")
+        show_tile(right, image, titles[k][1], mask)
+        draw_boxes(right, boxes[k])
     scale = plt.cm.ScalarMappable(plt.Normalize(0, vmax), HEAT)
-    figure.colorbar(scale, ax=axes, label="Grad-CAM, raw, one scale for all rows", shrink=0.5)
+    figure.colorbar(scale, ax=axes, label="Grad-CAM, raw, one scale for all", shrink=0.6, aspect=30)
     return figure
 
 
