@@ -297,7 +297,7 @@ def _read_mhist(root: Path, found: Scan) -> tuple[pd.DataFrame, list[str]]:
 
 
 def _locate_ebhi(root: Path | None) -> Path:
-    hint = "run `crc-course data prepare ebhi`, or pass the folder that holds EBHI-SEG as root"
+    hint = "run `crc-course data prepare ebhi`, or pass the folder that holds EBHI-SEG (--data-root)"
     root = given_root(root, "ebhi", hint)
     root = root / "EBHI-SEG" if (root / "EBHI-SEG").is_dir() else root
     for name in EBHI_CLASSES:
@@ -343,7 +343,8 @@ def _read_ebhi(root: Path, found: Scan) -> tuple[pd.DataFrame, list[str]]:
 
 
 def _locate_folder(root: Path | None) -> Path:
-    return given_root(root, "folder", "pass a folder with one sub-folder of images a class as root")
+    hint = "pass a folder with one sub-folder of images a class (--data-root)"
+    return given_root(root, "folder", hint)
 
 
 def _folders_folder(root: Path) -> list[str]:
