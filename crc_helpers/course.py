@@ -184,7 +184,6 @@ def publish(arguments: argparse.Namespace) -> int:
 
     Removes what changes from run to run or belongs to one machine, so that diffs are small.
     """
-    import numpy as np  # noqa: F401  (torch warns where numpy is missing)
     from safetensors import safe_open
     from safetensors.torch import load_file, save_file
 
@@ -194,7 +193,7 @@ def publish(arguments: argparse.Namespace) -> int:
         save_notebook(file, clean(executed, nbformat.read(file, as_version=4), str(out)))
     for picture in sorted(out.glob("figure_*.*g")):
         shutil.copy(picture, ROOT / "figures" / picture.name)
-    for name in ("encoder.safetensors", "classifier.safetensors"):
+    for name in ("encoder.safetensors", "classifier.safetensors", "scratch.safetensors"):
         with safe_open(out / name, framework="pt") as file:
             facts = file.metadata()
         state = {

@@ -297,7 +297,9 @@ def _read_mhist(root: Path, found: Scan) -> tuple[pd.DataFrame, list[str]]:
 
 
 def _locate_ebhi(root: Path | None) -> Path:
-    hint = "run `crc-course data prepare ebhi`, or pass the folder that holds EBHI-SEG (--data-root)"
+    hint = (
+        "run `crc-course data prepare ebhi`, or pass the folder that holds EBHI-SEG (--data-root)"
+    )
     root = given_root(root, "ebhi", hint)
     root = root / "EBHI-SEG" if (root / "EBHI-SEG").is_dir() else root
     for name in EBHI_CLASSES:
