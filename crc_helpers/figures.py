@@ -370,6 +370,7 @@ def overlay(
 
 def draw_boxes(ax, boxes) -> None:
     """Draw (x, y, width, height) rectangles."""
+    ax.autoscale(False)  # a box at the border must not widen the picture
     for x, y, w, h in boxes:
         ax.add_patch(plt.Rectangle((x, y), w, h, fill=False, ec="#ffd400", lw=2))
 
