@@ -16,11 +16,11 @@ import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
+from lightning.fabric import Fabric
 from PIL import Image
 
 from crc_helpers import augmentation, evaluation, fine_tuning, grad_cam, models, pretraining
 from crc_helpers.course import NOTEBOOKS, PRESETS, lesson_files, main, parameters_of, read_settings
-from crc_helpers.runs import make_fabric
 from crc_helpers.synthetic_tissue import draw, make_cohort
 
 LESSONS = lesson_files()
@@ -162,9 +162,7 @@ def test_loop_shown_ends_in_the_weights_of_the_shared_loop():
         encoder = models.Encoder("resnet8")
         networks.append((encoder, models.ProjectionHead(encoder.dim)))
     shown(3)["train_steps"](*networks[0], tiles, augmentation.TISSUE, **common)
-    fabric = make_fabric(0)
-    if fabric._precision.precision != "32-true":
-        pytest.skip("the lesson's loop is fp32, the shared one mixed here: not the same numbers")
+    fabric = Fabric(accelerator="cpu", devices=1, precision="32-true")  # as the lesson's loop
     pretraining.pretrain(*networks[1], tiles, augmentation.TISSUE, fabric, epochs=1, **common)
     torch.manual_seed(0)
     assert same_steps(models.Encoder("resnet8"), networks[0][0], networks[1][0])
@@ -179,9 +177,7 @@ def test_supervised_loop_shown_ends_in_the_weights_of_the_shared_loop():
         torch.manual_seed(0)
         networks.append(models.Classifier(models.Encoder("resnet8"), 2))
     shown(4)["train_one_epoch"](networks[0], tiles, labels, augmentation.GENTLE, **common)
-    fabric = make_fabric(0)
-    if fabric._precision.precision != "32-true":
-        pytest.skip("the lesson's loop is fp32, the shared one mixed here: not the same numbers")
+    fabric = Fabric(accelerator="cpu", devices=1, precision="32-true")  # as the lesson's loop
     fine_tuning.fine_tune(networks[1], tiles, labels, tiles[:0], labels[:0], augmentation.GENTLE,
                           fabric, epochs=1, **common)  # fmt: skip
     torch.manual_seed(0)
