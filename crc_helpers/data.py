@@ -12,6 +12,7 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -20,7 +21,6 @@ import cv2
 import numpy as np
 import pandas as pd
 import pooch
-from joblib import Parallel, cpu_count, delayed
 from numpy.lib.format import open_memmap
 from PIL import Image, ImageDraw
 
@@ -50,6 +50,7 @@ class Tiles:
     source: str
     licence: str
     notes: tuple[str, ...] = ()  # what was converted, resized, left out
+    metadata: pd.DataFrame | None = None  # a row a tile: scanner, polyp size, site in the colon
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -58,7 +59,10 @@ class Tiles:
         """The tiles at `index` (integers or booleans), their images and masks copied to memory."""
         fields = ("images", "labels", "ids", "groups", "partition", "votes", "masks")
         present = {name: getattr(self, name) for name in fields}
-        return replace(self, **{k: None if v is None else v[index] for k, v in present.items()})
+        chosen = {k: None if v is None else v[index] for k, v in present.items()}
+        if self.metadata is not None:
+            chosen["metadata"] = self.metadata.iloc[index].reset_index(drop=True)
+        return replace(self, **chosen)
 
 
 def load_tiles(
@@ -70,25 +74,30 @@ def load_tiles(
     seed: int = 0,
     size: int = 224,
     mpp: float | None = None,
+    shortcut: str | None = None,
+    strength: float = 0.9,
+    scanner: str | None = None,
     cache: str | Path | None = None,
 ) -> Tiles:
     """Load `synthetic`, `mhist`, `ebhi` or `folder`, decoding or drawing only the first time.
 
     `root`: the data set's folder. `classes`: the task, two or more names in the order of their
     labels, or "all"; tiles of other classes stay, with label -1, for label-free pre-training.
-    `n`, `seed`: how many synthetic tiles, which ones. `size`: side in pixels.
-    `mpp`: microns per pixel of the result, where you know better (MHIST's is disputed).
+    `size`: side in pixels. `mpp`: microns per pixel, where you know better (MHIST's is disputed).
+    Synthetic only: `n`, `seed`, how many tiles, which ones; `shortcut`, `strength`, `scanner`, see
+    `synthetic_cohort.make_cohort`; `mpp` is what they are drawn at, by default 448 µm a tile.
     Raises DataError, one line, for anything that is wrong with the data.
     """
     if name == "synthetic":
-        folder, about = _synthetic(n, seed, size, cache)
+        plan = {"n": n, "seed": seed, "shortcut": shortcut, "strength": strength, "site": scanner}
+        folder, about = _synthetic(plan, size, mpp or 448 / size, cache)
     elif name in readers.SOURCES:
         folder, about = _foreign(name, root, size, cache)
     else:
         choices = ", ".join(["synthetic", *readers.SOURCES])
         raise DataError(f"data {name!r}: unknown, expected one of {choices}")
-    tiles = _open(folder, name, about, classes, size)
-    return tiles if mpp is None else replace(tiles, mpp=mpp)
+    tiles = _open(folder, name, about, classes)
+    return replace(tiles, mpp=mpp or (tiles.mpp and tiles.mpp * 224 / size))
 
 
 # --- the cache -----------------------------------------------------------------------------------
@@ -139,12 +148,12 @@ def _arrays(
 
 
 def _open(
-    folder: Path, name: str, about: About, classes: Sequence[str] | str | None, size: int
+    folder: Path, name: str, about: About, classes: Sequence[str] | str | None
 ) -> Tiles:
     masks = None
     try:
         images = np.load(folder / "images.npy", mmap_mode="r")
-        if about.mask_name:
+        if (folder / "masks.npy").exists():
             masks = np.load(folder / "masks.npy", mmap_mode="r")
         table = pd.read_csv(folder / "table.csv", dtype=str, keep_default_na=False)
         notes = (folder / "notes.txt").read_text(encoding="utf-8").splitlines()
@@ -165,13 +174,21 @@ def _open(
         columns.get("partition"),
         table["votes"].to_numpy(np.int64) if "votes" in table else None,
         masks,
-        about.mask_name,
-        about.mpp and about.mpp * 224 / size,
+        None if masks is None else about.mask_name,
+        about.mpp,
         name,
         about.origin,
         about.licence,
         tuple(notes),
+        _metadata(table),
     )
+
+
+def _metadata(table: pd.DataFrame) -> pd.DataFrame | None:
+    known = table[[c for c in readers.METADATA if c in table]].copy()
+    for name in known.columns.intersection(["Polyp Size (mm)"]):
+        known[name] = pd.to_numeric(known[name], errors="coerce")  # empty: not known
+    return known if len(known.columns) else None
 
 
 def _choose_classes(classes: Sequence[str] | str, known: tuple[str, ...]) -> tuple[str, ...]:
@@ -200,7 +217,8 @@ def _require_classes(labels: np.ndarray, chosen: tuple[str, ...], name: str) -> 
 
 def _write_table(folder: Path, table: pd.DataFrame, notes: Iterable[str]) -> None:
     """The table and the notes, which are said once: here, where the tiles are made."""
-    keep = [c for c in ("id", "class", "group", "partition", "votes") if c in table]
+    columns = ("id", "class", "group", "partition", "votes", *readers.METADATA)
+    keep = [c for c in columns if c in table]
     table[keep].to_csv(folder / "table.csv", index=False, lineterminator="\n")
     (folder / "notes.txt").write_text("\n".join(notes), encoding="utf-8")
     for note in notes:
@@ -228,68 +246,69 @@ def _foreign(
         _write_table(folder, table, notes)
 
     key = (str(root), size, found.fingerprint, _code(readers))
-    return _cached(name, key, cache, build), source.about
+    return _cached(name, key, cache, build), readers.declared(root, source.about)
 
 
 # --- drawn tiles ---------------------------------------------------------------------------------
 
 
-def _synthetic(n: int, seed: int, size: int, cache: str | Path | None) -> tuple[Path, About]:
-    from crc_helpers import synthetic_tissue
+def _synthetic(
+    plan: dict[str, Any], size: int, mpp: float, cache: str | Path | None
+) -> tuple[Path, About]:
+    from crc_helpers import synthetic_cohort, synthetic_tissue
 
-    if n < 2:
-        raise DataError(f"n = {n}: expected two synthetic tiles or more")
-    about = About(
-        "drawn by crc_helpers.synthetic_tissue",
-        "MIT",
-        tuple(synthetic_tissue.CLASS_NAMES),
-        mask_name="diagnostic region",
-        mpp=2.0,
-    )
+    about = replace(readers.SYNTHETIC, mpp=mpp * size / 224)
+    cohort = _plan(plan)
 
     def build(folder: Path) -> None:
-        cohort = synthetic_tissue.make_cohort(n, seed)
-        _draw_all(folder, cohort, size, cpu_count())
-        table = pd.DataFrame(
-            {
-                "id": [f"synthetic_{seed}_{i:06d}" for i in range(n)],
-                "class": np.asarray(about.class_names)[cohort.label],
-                "group": cohort.slide,
-                "votes": cohort.votes,
-            }
-        )
-        _write_table(folder, table, [])
+        _arrays(folder, len(cohort.seeds), size, masks=True)
+        synthetic_cohort.draw_all(cohort, partial(synthetic_cohort.to_arrays, folder), size, mpp)
+        names = {"Image Name": "id", **{v: k for k, v in readers.MHIST_COLUMNS.items()}}
+        table = cohort.annotations().rename(columns=names | {"Slide": "group"})
+        table["id"] = table["id"].str.removesuffix(".png")
+        _write_table(folder, table.drop(columns="partition"), [])
 
-    key = (n, seed, size, _code(synthetic_tissue))
+    key = (*plan.values(), size, mpp, _code(synthetic_tissue), _code(synthetic_cohort))
     return _cached("synthetic", key, cache, build), about
 
 
-def _draw_all(folder: Path, cohort, size: int, processes: int) -> None:
-    """Draw the cohort on all cores; each tile has its own seed, so their number changes nothing."""
-    count = len(cohort.seeds)
-    _arrays(folder, count, size, masks=True)
-    blocks = [range(start, min(start + 16, count)) for start in range(0, count, 16)]
-    jobs = (
-        delayed(_draw_rows)(
-            folder, b.start, [cohort.parameters[i] for i in b], cohort.seeds[b.start : b.stop], size
-        )
-        for b in blocks
-    )
-    # joblib's own processes: no fork of a process with threads, no `__main__` guard in a script
-    with readers.progress(count, "drawing tissue") as bar:
-        for drawn in Parallel(n_jobs=processes, return_as="generator")(jobs):
-            bar.update(drawn)
+def _plan(plan: dict[str, Any]):
+    from crc_helpers.synthetic_cohort import make_cohort
+
+    if plan["n"] < 2:
+        raise DataError(f"n = {plan['n']}: expected two synthetic tiles or more")
+    try:
+        return make_cohort(**plan)
+    except ValueError as error:
+        raise DataError(str(error)) from error
 
 
-def _draw_rows(folder: Path, start: int, parameters: list, seeds: np.ndarray, size: int) -> int:
-    from crc_helpers import synthetic_tissue
+def write_synthetic(out: Path, n: int = 3152, size: int = 224, mpp: float = 2.0, **plan: Any) -> Path:
+    """Draw a cohort into a folder in MHIST's layout, all or nothing, and return the folder.
 
-    images = np.load(folder / "images.npy", mmap_mode="r+")
-    masks = np.load(folder / "masks.npy", mmap_mode="r+")
-    for row, (parameter, seed) in enumerate(zip(parameters, seeds, strict=True), start):
-        drawing = synthetic_tissue.draw(parameter, int(seed), size=size)
-        images[row], masks[row] = drawing.image, drawing.diagnostic
-    return len(parameters)
+    `images/`, `annotations.csv` with MHIST's columns and Slide, Scanner, Polyp Size (mm), Colon
+    Site; `masks/<what>/`, 0 or 255, of glands, lumina, nuclei and the diagnostic region; apart from
+    them `truth.csv`, the diagnosis by the rule, severity and distortion. plan: see `make_cohort`.
+    """
+    from crc_helpers import synthetic_cohort
+
+    cohort = _plan({"n": n, "seed": 0} | plan)
+    if out.exists():
+        raise DataError(f"{out}: is there already; choose another --out, or remove it")
+    try:
+        with readers.whole_folder(out) as folder:
+            for name in ("images", *(f"masks/{mask}" for mask in synthetic_cohort.MASKS)):
+                (folder / name).mkdir(parents=True)
+            synthetic_cohort.draw_all(cohort, partial(synthetic_cohort.to_files, folder), size, mpp)
+            for name in ("annotations", "truth"):
+                table = getattr(cohort, name)()
+                table.to_csv(folder / f"{name}.csv", index=False, lineterminator="\n")
+            about = replace(readers.SYNTHETIC, mpp=mpp * size / 224)
+            known = {"source": about.origin, "licence": about.licence, "mpp": about.mpp}
+            save_json(folder / "about.json", known | {"plan": {"n": n, "seed": 0} | plan})
+    except OSError as error:
+        raise DataError(f"{out}: cannot be written ({error}); choose another --out") from error
+    return out
 
 
 # --- the split -----------------------------------------------------------------------------------
@@ -450,14 +469,13 @@ def ebhi_folder() -> Path:
     return cache_folder() / "ebhi"
 
 
-def prepare(name: str, out: str | Path | None = None) -> Path:
+def prepare(name: str, out: str | Path | None = None, **plan: Any) -> Path:
     """Fetch what may be fetched, or say how to get it; returns the folder that was filled.
 
-    "synthetic" draws its tiles into the cache `out`; "ebhi" is downloaded; MHIST never is.
+    "synthetic" is drawn, see `write_synthetic`; "ebhi" is downloaded; MHIST never is.
     """
     if name == "synthetic":
-        load_tiles("synthetic", cache=out)
-        return cache_folder(out)
+        return write_synthetic(Path(out or cache_folder() / "synthetic"), **plan)
     if name == "ebhi":
         return readers.download_ebhi(ebhi_folder() if out is None else Path(out)).parent
     if name == "mhist":

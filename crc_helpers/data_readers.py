@@ -6,6 +6,7 @@ is wrong ends in a `DataError` of one line: the file or value, what was expected
 
 import hashlib
 import io
+import json
 import os
 import re
 import shutil
@@ -18,7 +19,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
 
@@ -52,6 +53,7 @@ MHIST_COLUMNS = {
     "votes": "Number of Annotators who Selected SSA (Out of 7)",
     "partition": "Partition",
 }
+METADATA = ("Scanner", "Polyp Size (mm)", "Colon Site")  # what our tables may hold besides
 MHIST_FORM = (
     "MHIST is given out by its authors after a form (Dataset Research Use Agreement) at "
     "https://bmirds.github.io/MHIST : fill it in, unpack images.zip beside annotations.csv, "
@@ -249,12 +251,13 @@ def _locate_mhist(root: Path | None) -> Path:
 
 
 def _folders_mhist(root: Path) -> list[str]:
-    return ["images"]
+    masks = ["masks/diagnostic"] if (root / "masks" / "diagnostic").is_dir() else []
+    return ["images", *masks]
 
 
 def _read_mhist(root: Path, found: Scan) -> tuple[pd.DataFrame, list[str]]:
     path = root / "annotations.csv"
-    table, notes = read_table(path, MHIST_COLUMNS, optional=["Slide"])
+    table, notes = read_table(path, MHIST_COLUMNS, optional=["Slide", *METADATA])
     bare = table["id"].map(lambda name: name not in ("", "..") and not re.search(r"[/\\]", name))
     _refuse(~bare, path, table["id"], "leaves the folder images; give the bare file name")
     _match(path, table["id"], found.files["images"], str(root / "images"))
@@ -293,7 +296,30 @@ def _read_mhist(root: Path, found: Scan) -> tuple[pd.DataFrame, list[str]]:
             "is in both partitions; keep all tiles of a slide in one",
         )
     table["file"] = "images/" + table["id"]
+    if "masks/diagnostic" in found.files:
+        folder = str(root / "masks" / "diagnostic")
+        _match(path, table["id"], found.files["masks/diagnostic"], folder)
+        table["mask"] = "masks/diagnostic/" + table["id"]
     return table, notes
+
+
+def declared(root: Path, about: About) -> About:
+    """What a data set says of itself in `about.json`, so that drawn tiles stay drawn tiles."""
+    path = root / "about.json"
+    if not path.exists():
+        return about
+    try:
+        known = json.loads(path.read_text(encoding="utf-8"))
+        return replace(
+            about,
+            origin=str(known["source"]),
+            licence=str(known["licence"]),
+            mpp=float(known["mpp"]),
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"{path}: expected source, licence and mpp as JSON ({error!r}); restore or remove it"
+        ) from error
 
 
 def _locate_ebhi(root: Path | None) -> Path:
@@ -385,8 +411,10 @@ MHIST = About(
     "MHIST, Wei et al. 2021, arXiv 2101.12355",
     "Dataset Research Use Agreement; not redistributable",
     class_names=("HP", "SSA"),
+    mask_name="diagnostic region",  # where there are masks: drawn tiles in MHIST's layout
     mpp=2.0,
 )
+SYNTHETIC = replace(MHIST, origin="drawn by crc_helpers.synthetic_tissue", licence="MIT")
 EBHI = About(
     "EBHI-Seg, Shi et al. 2023, doi 10.3389/fmed.2023.1114673, figshare record 21540159",
     "CC BY 4.0 as second-hand sources state it; check the record",
@@ -398,7 +426,7 @@ FOLDER = About("your own folder", "yours to state")
 
 SOURCES = {
     "mhist": Source(
-        MHIST, _locate_mhist, lambda root: ["images"], _read_mhist, ("annotations.csv",)
+        MHIST, _locate_mhist, _folders_mhist, _read_mhist, ("annotations.csv", "about.json")
     ),
     "ebhi": Source(EBHI, _locate_ebhi, _folders_ebhi, _read_ebhi),
     "folder": Source(FOLDER, _locate_folder, _folders_folder, _read_folder, ("groups.csv",)),

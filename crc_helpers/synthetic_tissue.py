@@ -1,16 +1,18 @@
 """Draw H&E tiles of colorectal polyps whose diagnosis is known to the pixel.
 
-A tile shows hyperplastic-polyp-like (HP) or sessile-serrated-adenoma-like (SSA) crypts. Geometry
-is laid out in micrometres in an upright frame (surface up, muscularis mucosae down), turned into
-the tile's frame, filled with cells, and coloured by the Beer-Lambert law. The label is never
-painted on: `diagnose` reads it from the distortion of the crypts that are drawn.
+A slide is a strip of mucosa: crypts, bodies in three dimensions, stand on a lattice over the
+muscularis mucosae and are cut by a plane. Upright, turned or distorted, a crypt is described once;
+whether it shows as a tube, a ring or an island follows from the angle of the cut. The cut is filled
+with cells, coloured by the Beer-Lambert law and divided into tiles. The label is never painted on:
+`diagnose` reads it from the distortion of the crypts.
 
 Sources: WHO Classification of Tumours, Digestive System (2019) for the criteria; Ruifrok &
-Johnston, Anal Quant Cytol Histol 23:291 (2001) for the stain vectors; Wei et al., arXiv 2101.12355
-(2021) for the votes of seven readers. A teaching model, not for diagnosis.
+Johnston, Anal Quant Cytol Histol 23:291 (2001) for the stain vectors. A teaching model of
+hyperplastic polyps (HP) and sessile serrated adenomas (SSA), not for diagnosis.
 """
 
-from dataclasses import dataclass, field, fields
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields
 
 import cv2
 import numpy as np
@@ -19,6 +21,8 @@ CLASS_NAMES = ("HP", "SSA")
 UNEQUIVOCAL = 0.5  # distortion from which a crypt alone makes the diagnosis of SSA
 BASAL_SHARE = 0.27  # the lowest part of a crypt, as a share of its length, that is diagnostic
 CRITERIA = {"basal_dilatation": 0.4, "horizontal_growth": 0.4, "serration_depth": 0.2}
+# What may differ from tile to tile of one slide; all else is the patient's, the lab's, the scanner's.
+OF_A_TILE = ("severity", *CRITERIA, "fold", "bubble", "pen", "ink_dot")
 
 # Optical density of unit concentration in red, green and blue. The third is what two stains
 # cannot explain: the yellow of haemoglobin in red cells.
@@ -27,11 +31,13 @@ EOSIN = np.array([0.07, 0.99, 0.11], np.float32)
 HAEMOGLOBIN = np.array([0.02, 0.35, 0.80], np.float32)
 
 SUPERSAMPLING = 2  # canvas pixels a tile pixel and axis: smooth edges
-PAD = 16  # canvas pixels drawn around the tile and cut off, so that its border looks like the rest
-SURFACE = 255  # label of the epithelium that covers the mucosa
-DEEP = 0.3  # cross sections below this level of the crypt show its base
-LENGTHWISE = 20.0  # degrees: below this angle of cut a crypt runs through the whole tile
-STREAMS = ("pose", "layout", "shape", "cells", "stroma", "vessels", "texture", "fibres", "sensor")
+EDGE = 8  # tile pixels drawn around the slide and cut off, so that its border looks like the rest
+CUT_HEIGHT = 45.0  # micrometres above the base at which a cross section meets the first row
+OFF_AXIS = 12.0  # micrometres by which a slanted cut may miss the axis of the first row's bases
+MEMBRANE = 14.0  # micrometres of lamina propria that two crypts leave between them
+REACH = 140.0  # micrometres from its axis that a crypt may reach
+TAPER = 130.0  # micrometres from a milder neighbour within which a crypt is no worse than it
+STREAMS = ("turn", "plane", "crypt", "cells", "stroma", "vessels", "texture", "sensor", "artefacts")
 LAYERS = ("gland", "lumen", "outside", "free", "border", "mucin", "nuclei", "vessel", "red")
 
 
@@ -58,18 +64,25 @@ class TissueParameters:
     gape: float = bounded(0.4, 0, 1)  # width of the lumen where nothing dilates it
     mucus: float = bounded(0.3, 0, 1)  # bluish mucus in the lumen, none to thick
     branching: float = bounded(0.2, 0, 1)  # share of crypts with a side branch
+    prolapse: float = bounded(0.0, 0, 1)  # crypts wide in the middle, muscle fibres between them
     cut_angle: float = bounded(0.0, 0, 90)  # degrees from the crypts' axis; 90 is a cross section
     base_position: float = bounded(0.8, 0.55, 0.95)  # height of the bases, 0 top to 1 bottom
     crypt_length: float = bounded(420.0, 370, 510)  # micrometres
-    crypt_diameter: float = bounded(64.0, 50, 90)  # micrometres
-    crypt_spacing: float = bounded(104.0, 90, 130)  # micrometres from axis to axis
+    crypt_diameter: float = bounded(70.0, 50, 90)  # micrometres
+    crypt_spacing: float = bounded(100.0, 85, 130)  # micrometres from axis to axis
     cellularity: float = bounded(0.5, 0, 1)  # lymphocytes in the lamina propria, none to dense
+    thickness: float = bounded(4.0, 2, 8)  # micrometres of the section; thick ones are dark
     haematoxylin: float = bounded(1.0, 0.5, 1.6)  # stain strength, relative
     eosin: float = bounded(1.0, 0.4, 1.8)  # stain strength, relative
     stain_turn: float = bounded(0.0, -12, 12)  # degrees that the stain vectors turn, red to blue
     lamp: float = bounded(0.0, -1, 1)  # colour of the light, -1 yellow to 1 blue
+    contrast: float = bounded(1.0, 0.7, 1.4)  # exponent of the scanner's tone curve
     focus: float = bounded(1.0, 0, 5)  # blur, standard deviation in micrometres
     noise: float = bounded(2.0, 0, 10)  # sensor noise, standard deviation in grey levels
+    fold: float = bounded(0.0, 0, 1)  # a crease where the section lies double
+    bubble: float = bounded(0.0, 0, 1)  # an air bubble under the cover slip
+    pen: float = bounded(0.0, 0, 1)  # a stroke of the pathologist's marker
+    ink_dot: float = bounded(0.0, 0, 1)  # a dot of ink in a corner: the planted shortcut
 
     def __post_init__(self) -> None:
         for item in fields(self):
@@ -97,12 +110,15 @@ class Drawing:
 
 @dataclass(frozen=True)
 class Crypt:
-    """One crypt in the upright frame; lengths in micrometres, features from 0 to 1."""
+    """One crypt: where it stands, in micrometres, and its features from 0 to 1.
 
-    number: int  # also keys its random stream
+    x runs along the section, z out of it; `base` is how far the base lies above the muscularis.
+    """
+
+    site: tuple[int, int]  # row and column in the lattice, which key its random numbers
     x: float
-    base: float  # y of the base; in cross sections of the centre
-    height: float  # level of a cross section, 0 base to 1 mouth; -1 for a lengthwise crypt
+    z: float
+    base: float
     dilatation: float
     growth: float
     serration: float
@@ -111,26 +127,6 @@ class Crypt:
     def distortion(self) -> float:
         """Weighted mean of the three criteria, 0 to 1."""
         return float(weigh(self.dilatation, self.growth, self.serration))
-
-
-@dataclass(frozen=True)
-class Frame:
-    """Where the upright frame lies on the canvas: k canvas pixels a micrometre."""
-
-    n: int
-    k: float
-    fov: float
-    matrix: np.ndarray  # (2, 2), micrometres to canvas pixels about the centre
-
-    def to_canvas(self, points: np.ndarray) -> np.ndarray:
-        """Micrometres (n, 2) to canvas pixels (n, 2)."""
-        return points @ self.matrix.T + (self.n - 1) / 2
-
-    def grid(self) -> tuple[np.ndarray, np.ndarray]:
-        """Upright x and y of every tile pixel, padding included, float32 (n / 2, n / 2) each."""
-        axis = np.arange(0.5, self.n, SUPERSAMPLING, np.float32) - (self.n - 1) / 2
-        (a, b), (c, d) = np.linalg.inv(self.matrix).astype(np.float32)
-        return a * axis + b * axis[:, None], c * axis + d * axis[:, None]
 
 
 # --- The rule ------------------------------------------------------------------------------------
@@ -156,7 +152,7 @@ def express(parameters: TissueParameters, susceptibility: float) -> tuple[float,
     return tuple(min(1.0, scale * getattr(parameters, name)) for name in CRITERIA)
 
 
-def diagnose(distortions: np.ndarray) -> int:
+def diagnose(distortions: Sequence[float]) -> int:
     """1 (SSA) if one crypt is unequivocally distorted, else 0 (HP): WHO 2019."""
     return int((np.asarray(distortions) >= UNEQUIVOCAL).any())
 
@@ -165,56 +161,59 @@ def diagnose(distortions: np.ndarray) -> int:
 
 
 def stream(seed: int, name: str, index: int = 0) -> np.random.Generator:
-    """Random numbers for one feature of one tile, independent of every other feature's."""
+    """Random numbers for one feature of one slide, independent of every other feature's."""
     return np.random.default_rng(np.random.SeedSequence((seed, STREAMS.index(name), index)))
 
 
-def pose(seed: int, size: int, mpp: float) -> Frame:
-    """Turn the tile by a multiple of 90 degrees and a small tilt, and mirror every second."""
-    rng = stream(seed, "pose")
-    angle = np.deg2rad(90 * rng.integers(4) + rng.uniform(-8, 8))
-    mirror = np.diag([rng.choice([-1.0, 1.0]), 1.0])
-    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-    k = SUPERSAMPLING / mpp
-    return Frame(size * SUPERSAMPLING + 2 * PAD, k, size * mpp, k * turn @ mirror)
+def lattice(seed: int) -> np.ndarray:
+    """Uniform random numbers of every crypt of a slide, (rows, columns, 32); far away they recur."""
+    return stream(seed, "crypt").random((16, 128, 32))
 
 
-def lay_out(parameters: TissueParameters, seed: int, fov: float = 448.0) -> list[Crypt]:
-    """The crypts of a tile of fov micrometres; one well in view carries the full severity."""
-    rng = stream(seed, "layout")
-    lengthwise = parameters.cut_angle < LENGTHWISE
-    places = (row_of_crypts if lengthwise else field_of_crypts)(parameters, fov, rng)
-    x, base, height = places.T
-    susceptibility = rng.beta(3.0, 1.0, len(x))  # a polyp's crypts resemble each other
-    in_view = (np.abs(x) < 0.25 * fov) & (height < 0.2) & (np.abs(base) < 0.46 * fov)
-    off_centre = np.abs(x) + 0.5 * np.abs(base) + np.where(in_view, 0, 10 * fov)
-    susceptibility[np.argmin(off_centre)] = 1.0
-    return [Crypt(i, *places[i], *express(parameters, susceptibility[i])) for i in range(len(x))]
+def lay_out(tiles: Sequence[TissueParameters], seed: int, fov: float = 448.0) -> list[Crypt]:
+    """The crypts that a slide of tiles of fov micrometres may meet.
+
+    They stand on a jittered hexagonal lattice; in each tile the one of the first row nearest to
+    the middle carries the full severity. Near the border of two tiles a crypt takes after the
+    milder, so that no tile shows what its own parameters do not say.
+    """
+    p, width = tiles[0], len(tiles) * fov
+    dx, dz = p.crypt_spacing, 0.87 * p.crypt_spacing
+    offset = stream(seed, "plane", 1).uniform(-0.5, 0.5)
+    # Rows and columns that the section runs through, and those whose feet reach it.
+    z = np.sin(np.deg2rad(p.cut_angle)) * fov * (p.base_position - np.array([1, 0]))
+    rows = np.round((z + (-REACH, REACH)) / dz).astype(int)
+    columns = int((0.5 * width + REACH) / dx) + 1
+    row, column = np.mgrid[rows[0] : rows[1] + 1, -columns : columns + 1].reshape(2, -1)
+    u = lattice(seed)[row % 16, column % 128].T
+    swing = 3.4 * (u[:3] + u[3:6] - 1)  # about normal, and never far out
+    x = width / 2 + (column + offset + 0.5 * (row % 2) + 0.07 * swing[0]) * dx
+    # The section meets the first row near its axis.
+    z = (row + np.where(row == 0, 0.025, 0.05) * swing[1]) * dz
+    susceptibility = u[6] ** (1 / 3)  # a polyp's crypts resemble each other
+    tile = np.clip(x / fov, 0, len(tiles) - 1).astype(int)
+    worst, own = np.array([distortion(tile) for tile in tiles]), tile
+    for step in (-1, 1):
+        other = np.clip(own + step, 0, len(tiles) - 1)
+        near = np.abs(x - (own + max(step, 0)) * fov) < TAPER
+        tile = np.where(near & (worst[other] < worst[tile]), other, tile)
+    first = np.flatnonzero(row == 0)
+    for i in range(len(tiles)):
+        carrier = first[np.argmin(np.abs(x[first] - (i + 0.5) * fov))]
+        tile[carrier], susceptibility[carrier] = i, 1.0
+    return [
+        Crypt(
+            (int(row[i]), int(column[i])),
+            float(x[i]),
+            float(z[i]),
+            float(10 * swing[2, i]),
+            *express(tiles[tile[i]], float(susceptibility[i])),
+        )
+        for i in range(len(x))
+    ]
 
 
-def row_of_crypts(p: TissueParameters, fov: float, rng: np.random.Generator) -> np.ndarray:
-    """Lengthwise crypts side by side: x, base and height = -1, float (n, 3)."""
-    n = int(np.ceil(1.4 * fov / p.crypt_spacing)) + 1
-    x = (np.arange(n) - (n - 1) / 2 + rng.uniform(-0.5, 0.5)) * p.crypt_spacing
-    x = x + 0.07 * p.crypt_spacing * rng.standard_normal(n)
-    base = (p.base_position - 0.5) * fov + 12 * rng.standard_normal(n)
-    return np.stack([x, base, np.full(n, -1.0)], 1)
-
-
-def field_of_crypts(p: TissueParameters, fov: float, rng: np.random.Generator) -> np.ndarray:
-    """Cross sections on a jittered hexagonal grid, deep at the bottom: x, y, height, (n, 3)."""
-    dx, dy = p.crypt_spacing, 0.87 * p.crypt_spacing / np.sin(np.deg2rad(p.cut_angle))
-    rows, columns = int(1.3 * fov / dy) + 2, int(1.4 * fov / dx) + 2
-    y, x = np.mgrid[:rows, :columns].reshape(2, -1).astype(float)
-    deepest = (p.base_position - 0.5) * fov
-    x = (x - columns / 2 + 0.5 * (y % 2)) * dx + 0.1 * dx * rng.standard_normal(len(x))
-    y = deepest - 0.35 * dx - y * dy + 0.08 * dx * rng.standard_normal(len(y))
-    # A slanted cut meets the crypts the higher, the farther they stand from the muscularis.
-    height = np.clip((deepest - y) / (1.1 * fov) - 0.05, 0, 0.95)
-    return np.stack([x, y, height], 1)
-
-
-# --- Shapes --------------------------------------------------------------------------------------
+# --- Crypts --------------------------------------------------------------------------------------
 
 
 def visible(feature: float) -> float:
@@ -222,153 +221,404 @@ def visible(feature: float) -> float:
     return feature**3 * (6 * feature**2 - 15 * feature + 10)
 
 
-def wobble(rng: np.random.Generator, t: np.ndarray, cycles: float) -> np.ndarray:
-    """Smooth noise along t (0 to 1) of about unit height and so many cycles, 30 at most."""
-    knots = rng.standard_normal(64)  # always as many, so that what follows keeps its numbers
-    at = t * 2 * cycles
-    i, w = at.astype(int), at % 1
+def wobble(start: np.ndarray | float, t: np.ndarray, cycles: float) -> np.ndarray:
+    """Smooth noise along t (0 to 1) of about unit height; start, 0 to 1, says which."""
+    at = t * (2 * STEPS * cycles) + start * len(NOISE)
+    return NOISE[at.astype(np.int32) & (len(NOISE) - 1)]
+
+
+def smooth_noise(knots: np.ndarray, steps: int) -> np.ndarray:
+    """A closed curve through knots (n,), float32 (n * steps,), by smoothstep."""
+    w = np.arange(steps) / steps
     w = w * w * (3 - 2 * w)
-    return knots[i] * (1 - w) + knots[i + 1] * w
+    return (knots[:, None] * (1 - w) + np.roll(knots, -1)[:, None] * w).astype(np.float32).ravel()
 
 
-def teeth(rng: np.random.Generator, t: np.ndarray, count: float) -> np.ndarray:
-    """Saw teeth along t, 0 to 1: sharp outward points, round tufts of epithelium between."""
-    phase = (t * count + rng.uniform() + 0.35 * wobble(rng, t, count / 3)) % 1
-    ramp = np.where(phase < 0.65, phase / 0.65, (1 - phase) / 0.35)
-    return ramp**1.6 * (0.75 + 0.25 * wobble(rng, t, count / 2))
+STEPS = 64  # places between two knots
+NOISE = smooth_noise(np.random.default_rng(0).standard_normal(128), STEPS)
 
 
-def ribbon(centre: np.ndarray, left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """Polygon (2n, 2) around a centre line (n, 2) with a width to either side."""
-    along = np.gradient(centre, axis=0)
-    normal = np.stack([-along[:, 1], along[:, 0]], 1)
-    normal /= np.linalg.norm(normal, axis=1, keepdims=True) + 1e-9
-    return np.concatenate(
-        [centre + normal * left[:, None], (centre - normal * right[:, None])[::-1]]
-    )
-
-
-def cap(s: np.ndarray, radius: float, power: float = 2.0) -> np.ndarray:
+def cap(s: np.ndarray, radius: float, power: np.ndarray | float = 2.0) -> np.ndarray:
     """Half-width of a rounded end at distance s from its tip, relative; a high power is flat."""
     return (1 - np.clip(1 - s / radius, 0, 1) ** power) ** (1 / power)
 
 
-Outlines = tuple[list[np.ndarray], list[np.ndarray]]  # polygons of the gland and of its lumen
+_cycle = np.linspace(0, 1, 256, endpoint=False, dtype=np.float32)
+# A tooth: a sharp outward point and a round tuft of epithelium.
+TOOTH = np.where(_cycle < 0.6, _cycle / 0.6, (1 - _cycle) / 0.4) ** 1.6
+_turn = np.arange(64) * 2 * np.pi / 64
+RIMS = np.float32([wave(f * _turn) for f in (2, 3, 4) for wave in (np.cos, np.sin)])
 
 
-def lengthwise(crypt: Crypt, p: TissueParameters, rng: np.random.Generator) -> Outlines:
-    """A crypt cut along its axis: trunk, two feet at the base and perhaps a side branch."""
-    t = np.linspace(0, 1, 170)
-    s = t * (p.crypt_length + 25)  # micrometres from the base, a little beyond the mouth
-    radius = p.crypt_diameter / 2
-    x = crypt.x + 7 * wobble(rng, t, 1.5) + 2 * wobble(rng, t, 6)
-    centre = np.stack([x, crypt.base - s], 1)
-    belly = visible(crypt.dilatation) * np.exp(-((s / (1.9 * radius)) ** 2))
-    outer = radius * (0.80 + 0.28 * t + 0.06 * wobble(rng, t, 8) + 1.1 * belly)
-    outer = outer * cap(s, 0.9 * radius, 2 + 2 * crypt.dilatation)
-    reach = 0.42 + 0.62 * crypt.serration  # HP: the upper half; SSA: down to the base
-    depth = 24 * p.serration * np.clip((t - 1 + reach) / 0.15, 0, 1) * (0.7 + 0.3 * t)
-    inner = 1.5 + 11 * p.gape * np.clip(t * 1.6 - 0.25, 0, 1) + 20 * belly
-    inner = inner * cap(np.clip(s - 19, 0, None), 14)
-    sides = [inner + depth * teeth(rng, t, len(t) / 9) * (s > 22) for _ in range(2)]
-    glands, lumina = [ribbon(centre, outer, outer)], [ribbon(centre, *sides)]
-    for shape in (*branch(centre, radius, p, rng), *feet(crypt, radius, p, rng)):
-        glands.append(shape[0])
-        lumina.append(shape[1])
-    return glands, lumina
+@dataclass(frozen=True)
+class Tube:
+    """A bent tube of epithelium, tabulated along its length, float32 (n,) a table.
+
+    (u, w) is its axis across the direction it runs in: upwards, or with an `azimuth` (radians)
+    along the muscularis. Teeth wind around the lumen as a helix, so that a cut along the tube
+    shows a saw and a cut across it a star.
+    """
+
+    azimuth: float | None
+    start: float  # height at which an upright tube begins, micrometres
+    length: float  # micrometres
+    u: np.ndarray
+    w: np.ndarray
+    radius: np.ndarray
+    lumen: np.ndarray
+    tooth: np.ndarray  # height of the teeth
+    phase: np.ndarray  # which grows by one a tooth
+    lobes: int  # teeth around the lumen
+    rim: np.ndarray  # (64,), relative radius around the axis
+
+    @property
+    def reach(self) -> float:
+        """How far from the axis of the crypt the tube may reach sideways, micrometres."""
+        across = float(np.abs(self.u).max() + self.radius.max()) * 1.15
+        return across if self.azimuth is None else self.length + across
+
+    @property
+    def heights(self) -> tuple[float, float]:
+        """Lowest and highest place."""
+        if self.azimuth is None:
+            return self.start - 3, self.start + self.length
+        return -5.0, float((self.w + self.radius).max()) + 3
+
+    def __call__(self, x: np.ndarray, z: np.ndarray, h: np.ndarray):
+        """Depth under the outer surface and under the lumen's, micrometres, negative outside.
+
+        x (m, n), z and h (m, 1) from the foot of the crypt; float32 (m, n) each.
+        """
+        if self.azimuth is None:
+            along, across, up = h - self.start, x, z
+        else:
+            c, s = float(np.cos(self.azimuth)), float(np.sin(self.azimuth))
+            along, across, up = c * x + s * z, c * z - s * x, h
+        inside = np.clip(along, 0, self.length)
+        i = (inside * ((len(self.radius) - 1) / self.length)).astype(np.int32)
+        across = across - self.u[i]
+        up = np.broadcast_to(up - self.w[i], across.shape).copy()
+        distance, angle = cv2.cartToPolar(across, up)  # 0 to 2 pi
+        rim = self.rim[(angle * (64 / (2 * np.pi))).astype(np.int32) & 63]
+        at = 256 * self.phase[i] + (256 * self.lobes / (2 * np.pi)) * angle
+        teeth = self.tooth[i] * TOOTH[at.astype(np.int32) & 255]
+        distance += np.abs(along - inside)
+        return self.radius[i] * rim - distance, self.lumen[i] * rim + teeth - distance
 
 
-def feet(crypt: Crypt, radius: float, p: TissueParameters, rng: np.random.Generator) -> list:
-    """Horizontal growth to one side (L, boot) or both (inverted T, anchor)."""
-    growth = visible(crypt.growth)
-    side, both, curl = rng.choice([-1, 1]), rng.uniform() < 0.5, rng.uniform(-6, 18)
-    shapes = []
-    for direction, share in ((side, 1.0), (-side, rng.uniform(0.6, 1.0) if both else 0.1)):
-        # From inside the trunk outward: without growth the foot stays hidden in it.
-        length = radius * 0.25 + (0.6 * radius + 100) * growth * share
-        t = np.linspace(0, 1, 60)
+def tabulate(n: int, lobes: np.ndarray, azimuths: list, starts, lengths, rims, **tables) -> list[Tube]:
+    """n tubes from tables (n, places) or of one row, of any float type."""
+    rim = (1 + 0.12 * (rims.T - 0.5) @ RIMS).astype(np.float32)
+    places = max(table.shape[-1] for table in tables.values())
+    tables = {
+        name: np.broadcast_to(table, (n, places)).astype(np.float32)
+        for name, table in tables.items()
+    }
+    return [
+        Tube(
+            azimuths[i],
+            float(starts[i]),
+            float(lengths[i]),
+            lobes=int(lobes[i]),
+            rim=rim[i],
+            **{name: table[i] for name, table in tables.items()},
+        )
+        for i in range(n)
+    ]
+
+
+def build(crypts: list[Crypt], p: TissueParameters, seed: int) -> list[list[Tube]]:
+    """The tubes of each crypt: its trunk, perhaps a side branch, and two feet at the base."""
+    sites = np.array([crypt.site for crypt in crypts])
+    u = lattice(seed)[sites[:, 0] % 16, sites[:, 1] % 128].T[7:, :, None]  # (25, n, 1)
+    features = [[c.base, c.dilatation, c.growth, c.serration] for c in crypts]
+    base, dilatation, growth, serration = np.array(features).T[..., None]
+    trunks = build_trunks(p, u, base, dilatation, serration)
+    tubes = [[trunk] for trunk in trunks]
+    for own, branch, chance in zip(tubes, build_branches(p, u, base, growth, trunks), u[0], strict=True):
+        if chance < p.branching:
+            own.append(branch)
+    for feet in build_feet(p, u, base, growth, serration):
+        for own, foot in zip(tubes, feet, strict=True):
+            if foot.length > 3:  # else hidden in the trunk
+                own.append(foot)
+    return tubes
+
+
+def build_trunks(p: TissueParameters, u, base, dilatation, serration) -> list[Tube]:
+    """The upright part of each crypt; u (25, n, 1) random, features (n, 1)."""
+    n, radius = len(base), p.crypt_diameter / 2
+    s = np.arange(0.0, p.crypt_length + 45)  # micrometres from the base, a little past the mouth
+    t = np.minimum(s / p.crypt_length, 1.1)
+    belly = visible(dilatation) * np.exp(-((s / (1.9 * radius)) ** 2))
+    waist = p.prolapse * np.clip(1 - np.abs(t - 0.42) / 0.34, 0, 1)  # a diamond, not a flask
+    outer = radius * (0.86 + 0.32 * t + 0.05 * wobble(u[1], t, 8) + 1.1 * belly + 0.55 * waist)
+    reach = 0.42 + 0.62 * serration  # HP: the upper half; SSA: down to the base
+    depth = 32 * p.serration * np.clip((t - 1 + reach) / 0.15, 0, 1) * (0.7 + 0.3 * t) * (s > 22)
+    inner = 2 + (4 + 10 * p.gape) * np.clip(t * 1.6 - 0.25, 0, 1) + 20 * belly + 15 * waist
+    irregular, away = wobble(u[2], t, 12), 6 * np.clip(2 * t, 0, 1)
+    return tabulate(
+        n,
+        4 + 3 * u[3, :, 0],
+        [None] * n,
+        base[:, 0],
+        np.full(n, s[-1]),
+        u[4:10, :, 0],
+        u=away * wobble(u[10], t, 1.5) + wobble(u[11], t, 6),
+        w=away * wobble(u[12], t, 1.5),
+        radius=outer * cap(s, 0.9 * radius, 2 + 2 * dilatation),
+        lumen=inner * cap(np.clip(s - 19, 0, None), 14),
+        tooth=depth * (0.75 + 0.25 * irregular),
+        phase=s / 30 + 0.45 * irregular + u[13],
+    )
+
+
+def build_branches(p: TissueParameters, u, base, growth, trunks: list[Tube]) -> list[Tube]:
+    """A side branch for each crypt, which leaves the trunk and turns down beside it.
+
+    In distorted crypts it is longer: asymmetric, like the branching of SSA.
+    """
+    n, radius, side = len(base), p.crypt_diameter / 2, np.where(u[14] < 0.5, -1, 1)
+    root, length = (0.38 + 0.34 * u[15]) * p.crypt_length, 95 + 70 * visible(growth)
+    t = np.linspace(0, 1, 96)  # from its blind end up to where it leaves the trunk
+    left = t * length + 1
+    lumen = 4 * cap(np.clip(left - 17, 0, None), 12) * (t < 0.9)
+    leaves = [(trunk.u[int(at)], trunk.w[int(at)]) for trunk, at in zip(trunks, root[:, 0], strict=True)]
+    at_u, at_w = np.array(leaves).T[..., None]
+    return tabulate(
+        n,
+        np.full(n, 5),
+        [None] * n,
+        (base + root - length)[:, 0],
+        length[:, 0],
+        u[4:10, ::-1, 0],
+        u=at_u + side * 1.5 * radius * np.cos(t * np.pi / 2) + 3 * wobble(u[16], t, 2),
+        w=at_w,
+        radius=0.7 * radius * cap(left, 0.7 * radius),
+        lumen=lumen,
+        tooth=6 * p.serration * (lumen > 2),
+        phase=left / 20,
+    )
+
+
+def build_feet(p: TissueParameters, u, base, growth, serration) -> list[list[Tube]]:
+    """Horizontal growth to one side (L, boot) or both (inverted T, anchor), for each crypt."""
+    n, radius, growth = len(base), p.crypt_diameter / 2, visible(growth)
+    t = np.linspace(0, 1, 64)  # from inside the trunk outward
+    feet = []
+    for i, share in enumerate((1.0, np.where(u[17] < 0.5, 0.6 + 0.8 * u[17], 0.0))):
+        length = np.maximum((0.6 * radius + 95) * growth * share - 0.2 * radius, 1.0)
         left = (1 - t) * length  # micrometres to the tip
-        lift = (0.75 + 0.9 * (1 - t) ** 2) * radius + curl * t**2 + 4 * wobble(rng, t, 2)
-        centre = np.stack([crypt.x + direction * t * length, crypt.base - lift], 1)
-        width = (0.58 + 0.3 * growth) * radius * cap(left, 0.8 * radius)
-        width = width * (1 + 0.08 * wobble(rng, t, 3))
-        inside = (2 + 12 * growth) * cap(np.clip(left - 17, 0, None), 12)
-        bite = 14 * p.serration * crypt.serration * np.clip((left - 20) / 10, 0, 1)
-        sides = [inside + bite * teeth(rng, t, length / 22) for _ in range(2)]
-        shapes.append((ribbon(centre, width, width), ribbon(centre, *sides)))
-    return shapes
+        turn = np.pi * ((u[18] < 0.5) ^ bool(i)) + 0.5 * (u[19 + i] - 0.5)
+        tubes = tabulate(
+            n,
+            np.full(n, 5),
+            turn[:, 0].tolist(),
+            np.zeros(n),
+            length[:, 0],
+            u[4:10, :, 0],
+            u=3 * wobble(u[21 + i], t, 1) * t,
+            w=base + (0.75 + 0.5 * (1 - t) ** 2) * radius + (24 * u[23] - 6) * t**2,
+            radius=(0.58 + 0.3 * growth) * radius * cap(left, 0.8 * radius),
+            lumen=(2 + 12 * growth) * cap(np.clip(left - 17, 0, None), 12),
+            tooth=14 * p.serration * serration * np.clip((left - 20) / 10, 0, 1),
+            phase=t * length / 22 + u[24],
+        )
+        feet.append(tubes)
+    return feet
 
 
-def branch(trunk: np.ndarray, radius: float, p: TissueParameters, rng: np.random.Generator) -> list:
-    """A side branch that leaves the trunk and turns down beside it, in a share of crypts."""
-    chance, side = rng.uniform(), rng.choice([-1, 1])
-    root, t = trunk[rng.integers(60, 120)], np.linspace(0, 1, 60)
-    x = root[0] + side * (1.45 * radius) * np.sin(t * np.pi / 2)
-    y = root[1] + 85 * t**1.5 + 3 * wobble(rng, t, 2)
-    width = 0.68 * radius * cap((1 - t) * 110, 0.7 * radius)
-    inside = 4 * cap(np.clip((1 - t) * 110 - 17, 0, None), 12) + 4 * p.serration * teeth(rng, t, 4)
-    inside = inside * (t < 0.85)
-    centre = np.stack([x, y], 1)
-    shapes = [(ribbon(centre, width, width), ribbon(centre, inside, inside))]
-    return shapes if chance < p.branching else []
+def span(crypt: Crypt, p: TissueParameters) -> float:
+    """How far from its axis a crypt reaches at most, micrometres."""
+    radius = p.crypt_diameter / 2
+    trunk = radius * (1.4 + 1.1 * visible(crypt.dilatation) + 0.55 * p.prolapse) + 12
+    return max(trunk, (0.6 * radius + 95) * visible(crypt.growth) + radius)
 
 
-def crosswise(crypt: Crypt, p: TissueParameters, rng: np.random.Generator) -> Outlines:
-    """A crypt cut across: round below, star-shaped above; dilated and lobed where distorted."""
-    a = np.linspace(0, 2 * np.pi, 120, endpoint=False)
-    deep, dilatation = np.clip(1.1 - crypt.height / 0.45, 0, 1), visible(crypt.dilatation)
-    turn, lobes = rng.uniform(0, 2 * np.pi), rng.integers(1, 4)
-    noise = sum(rng.normal(0, 0.05) * np.cos(f * a + rng.uniform(0, 7)) for f in (2, 3, 4, 5))
-    lobe = np.maximum(0, np.cos(lobes * (a - turn) / 2)) ** 2 * 1.35 * visible(crypt.growth) * deep
-    radius = p.crypt_diameter / 2 * (0.92 + 0.3 * crypt.height + 0.45 * dilatation * deep)
-    outer = radius * (1 + noise + lobe)
-    reach = np.clip((crypt.height - 1 + (0.55 + 0.6 * crypt.serration)) / 0.12, 0, 1)
-    star = 13 * p.serration * reach * teeth(rng, a / (2 * np.pi), rng.integers(4, 8))
-    inner = 2 + (3 + 6 * crypt.height) * 2 * p.gape + (21 * dilatation + 24 * lobe) * deep + star
-    stretch = 1 / np.sin(np.deg2rad(p.cut_angle))
-    rim = np.stack([np.cos(a), np.sin(a) * stretch], 1)
-    centre = np.array([crypt.x, crypt.base])
-    return [centre + rim * outer[:, None]], [centre + rim * inner[:, None]]
-
-
-# --- Canvas --------------------------------------------------------------------------------------
+# --- The section ---------------------------------------------------------------------------------
 
 
 @dataclass
 class Scene:
-    """One tile while it is drawn: uint8 layers (n, n) at double resolution, padded."""
+    """A slide while it is drawn.
 
-    p: TissueParameters
+    Coordinates are float32 (m, w), a tile pixel each, in micrometres: x along the mucosa, v above
+    the muscularis in the section, h above it in the body, z out of the upright plane. The label
+    and the uint8 layers lie on the canvas, SUPERSAMPLING times finer.
+    """
+
+    tiles: Sequence[TissueParameters]
     seed: int
-    frame: Frame
+    k: float  # tile pixels a micrometre
     crypts: list[Crypt]
-    label: np.ndarray  # number of the crypt + 1; SURFACE; 0 lamina propria
+    x: np.ndarray
+    v: np.ndarray
+    h: np.ndarray
+    z: np.ndarray
+    clouds: list[np.ndarray]  # noise of 60, 12 and 3 micrometres
+    label: np.ndarray  # place of the nearest crypt in the list + 1; SURFACE
     layers: dict[str, np.ndarray]
 
-    def table(self, values: list[float], surface: float) -> np.ndarray:
-        """A lookup (256,) from label to one value a crypt; 0 for the lamina propria."""
-        lookup = np.zeros(256, np.float32)
-        lookup[[c.number + 1 for c in self.crypts]] = values
-        lookup[SURFACE] = surface
-        return lookup
+    @property
+    def p(self) -> TissueParameters:
+        """What all tiles of the slide share."""
+        return self.tiles[0]
 
-    def height(self, label: np.ndarray, y: np.ndarray) -> np.ndarray:
-        """Height in its crypt of each place, 0 base to 1 mouth, from label and upright y."""
-        level = self.table([c.height for c in self.crypts], 1.0)[label]
-        base = self.table([c.base for c in self.crypts], 0.0)[label]
-        return np.where(level >= 0, level, np.clip((base - y) / self.p.crypt_length, 0, 1))
+    @property
+    def surface(self) -> int:
+        """The label of the epithelium that covers the mucosa."""
+        return len(self.crypts) + 1
+
+    def table(self, values: Sequence[float], surface: float) -> np.ndarray:
+        """A lookup from label to one value a crypt, float32; the first is not used."""
+        return np.array([0, *values, surface], np.float32)
+
+    def height(self, label: np.ndarray, h: np.ndarray) -> np.ndarray:
+        """Height in its crypt of each place, 0 base to 1 mouth."""
+        base = self.table([c.base for c in self.crypts], -1e6)[label]
+        return np.clip((h - base) / self.p.crypt_length, 0, 1)
 
     def coverage(self, name: str) -> np.ndarray:
-        """A layer at the tile's resolution, float32 (n / 2, n / 2), 0 to 1."""
-        half = (self.frame.n // SUPERSAMPLING,) * 2
-        return cv2.resize(self.layers[name], half, interpolation=cv2.INTER_AREA) / np.float32(255)
+        """A layer at the tile's resolution, float32 (m, w), 0 to 1."""
+        layer, (m, w) = self.layers[name], self.x.shape
+        return cv2.resize(layer, (w, m), interpolation=cv2.INTER_AREA) / np.float32(255)
+
+    def at(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Row and column on the canvas of points (n, 2), clipped to it."""
+        rows, columns = self.label.shape
+        return (
+            np.clip(points[:, 1].astype(int), 0, rows - 1),
+            np.clip(points[:, 0].astype(int), 0, columns - 1),
+        )
 
 
-def fill(canvas: np.ndarray, polygon: np.ndarray, value: int = 255) -> np.ndarray:
-    """Fill a polygon (n, 2), canvas pixels, in place; returns it in eighths of a pixel, int32."""
-    points = np.round(polygon * 8).astype(np.int32)
-    cv2.fillPoly(canvas, [points], value, shift=3)
-    return points
+def cloud(rng: np.random.Generator, shape: tuple, grain: float, octaves: int = 2) -> np.ndarray:
+    """Smooth noise, float32, about zero mean and unit spread, with spots of grain pixels."""
+    total = np.zeros(shape, np.float32)
+    for octave in range(octaves):
+        m, n = (int(np.ceil(side * 2**octave / grain)) + 2 for side in shape)
+        grid = rng.standard_normal((m, n), dtype=np.float32)
+        total += cv2.resize(grid, shape[::-1], interpolation=cv2.INTER_CUBIC) * 0.6**octave
+    return total * 1.2
+
+
+def cut(tiles: Sequence[TissueParameters], seed: int, size: int, mpp: float) -> Scene:
+    """Lay the section through the crypts: where each pixel lies in the body of the mucosa."""
+    p, k, fov = tiles[0], 1 / mpp, size * mpp
+    shape = size + 2 * EDGE, size * len(tiles) + 2 * EDGE
+    rng = stream(seed, "texture")
+    clouds = [cloud(rng, shape, 60 * k, 3), cloud(rng, shape, 12 * k), cloud(rng, shape, 3 * k)]
+    # The mucosa rises and falls a little, and leans to one side and the other.
+    rng, along = stream(seed, "plane"), np.linspace(0, 1, shape[1])
+    x = ((np.arange(shape[1], dtype=np.float32) - EDGE + 0.5) * mpp)[None]
+    swell = np.clip(8 * wobble(rng.random(), along, 0.7 * len(tiles)), -9, 9)
+    lean = np.clip(0.07 * wobble(rng.random(), along, 0.5 * len(tiles)), -0.12, 0.12)
+    y = ((np.arange(shape[0], dtype=np.float32) - EDGE + 0.5) * mpp)[:, None]
+    v = (p.base_position * fov + swell - y).astype(np.float32)
+    c, s = np.cos(np.deg2rad(p.cut_angle)), np.sin(np.deg2rad(p.cut_angle))
+    label = np.zeros([SUPERSAMPLING * side for side in shape], np.uint16)
+    scene = Scene(
+        tiles,
+        seed,
+        k,
+        lay_out(tiles, seed, fov),
+        (x - lean * c * v).astype(np.float32),
+        v,
+        (v * c + CUT_HEIGHT * s).astype(np.float32),
+        (v * s - min(0.35 * p.crypt_length * s, OFF_AXIS)).astype(np.float32),
+        clouds,
+        label,
+        {name: np.zeros(label.shape, np.uint8) for name in LAYERS},
+    )
+    carve(scene)
+    cover(scene)
+    return scene
+
+
+def carve(scene: Scene) -> None:
+    """Where the section meets crypts and their lumina; between two a membrane's width is left."""
+    p, (m, w) = scene.p, scene.x.shape
+    best, second = (np.full((m, w), -1e3, np.float32) for _ in range(2))
+    inside, owner = best.copy(), np.zeros((m, w), np.uint16)
+    low, high = float(scene.z.min()), float(scene.z.max())
+    scene.crypts = [c for c in scene.crypts if low - span(c, p) < c.z < high + span(c, p)]
+    angle = np.deg2rad(p.cut_angle)
+    for place, (crypt, tubes) in enumerate(
+        zip(scene.crypts, build(scene.crypts, p, scene.seed), strict=True), 1
+    ):
+        boxes = [window(scene, crypt, tube, np.cos(angle), np.sin(angle)) for tube in tubes]
+        met = [(box, tube) for box, tube in zip(boxes, tubes, strict=True) if box]
+        if not met:
+            continue
+        r0, c0 = (min(box[axis].start for box, _ in met) for axis in (0, 1))
+        r1, c1 = (max(box[axis].stop for box, _ in met) for axis in (0, 1))
+        outer, lumen = (np.full((r1 - r0, c1 - c0), -1e3, np.float32) for _ in range(2))
+        # Over the width of one crypt the mucosa is level.
+        column = min(max(int(crypt.x * scene.k) + EDGE, 0), w - 1)
+        for (rows, columns), tube in met:
+            part = np.s_[rows.start - r0 : rows.stop - r0, columns.start - c0 : columns.stop - c0]
+            z, h = (a[rows, column : column + 1] for a in (scene.z, scene.h))
+            found = tube(scene.x[rows, columns] - crypt.x, z - crypt.z, h)
+            np.maximum(outer[part], found[0], out=outer[part])
+            np.maximum(lumen[part], found[1], out=lumen[part])
+        box = slice(r0, r1), slice(c0, c1)
+        claim = outer + np.float32(30 * crypt.distortion)  # the more distorted takes the room
+        wins = claim > best[box]
+        np.maximum(second[box], np.minimum(claim, best[box]), out=second[box])
+        np.maximum(best[box], claim, out=best[box])
+        np.copyto(inside[box], lumen, where=wins)
+        owner[box][wins] = place
+    bonus = scene.table([30 * crypt.distortion for crypt in scene.crypts], 0)[owner]
+    depth = np.clip(np.minimum(best - bonus, best - second - MEMBRANE), -20, 20)
+    depth = cv2.GaussianBlur(depth, (0, 0), 3.0 * scene.k)  # round corners where tubes meet
+    inside = cv2.GaussianBlur(np.clip(inside, -20, 20), (0, 0), 2.4 * scene.k)
+    size = scene.label.shape[::-1]
+    finer = [cv2.resize(a, size, interpolation=cv2.INTER_LINEAR) for a in (depth, inside)]
+    scene.layers["gland"][finer[0] > 0] = 255
+    scene.layers["lumen"][(finer[0] > 0) & (finer[1] > 1)] = 255
+    scene.label = cv2.resize(owner, size, interpolation=cv2.INTER_NEAREST)
+
+
+def window(scene: Scene, crypt: Crypt, tube: Tube, c: float, s: float) -> tuple | None:
+    """Rows and columns in which the section may meet a tube; None where it doesn't."""
+    low, high = ((height - CUT_HEIGHT * s) / max(c, 1e-3) for height in tube.heights)
+    if s > 1e-3:
+        shift = min(0.35 * scene.p.crypt_length * s, OFF_AXIS)
+        low = max(low, (crypt.z + shift - tube.reach) / s)
+        high = min(high, (crypt.z + shift + tube.reach) / s)
+    (m, w), top, slack = scene.x.shape, float(scene.v[0, 0]), 20  # the mucosa rises less than that
+    rows = max(0, int((top - high - slack) * scene.k)), min(m, int((top - low + slack) * scene.k))
+    middle, half = crypt.x * scene.k + EDGE, (tube.reach + 0.12 * max(high, 0)) * scene.k
+    columns = max(0, int(middle - half)), min(w, int(middle + half) + 2)
+    if low > high or rows[0] >= rows[1] or columns[0] >= columns[1]:
+        return None
+    return slice(*rows), slice(*columns)
+
+
+def cover(scene: Scene) -> None:
+    """The epithelium of the surface, and what lies beyond it."""
+    noise = 9 * scene.clouds[0] + 2 * scene.clouds[1]
+    depth = cv2.resize(scene.p.crypt_length - scene.h + noise, scene.label.shape[::-1])
+    layers, gland = scene.layers, scene.layers["gland"] > 0
+    surface = (depth < 22) & ~gland
+    scene.label[surface] = scene.surface
+    layers["gland"][surface] = 255
+    layers["outside"][surface & (depth < 0) | (depth < -12)] = 255
+    layers["lumen"] |= layers["outside"]
+
+
+def settle(scene: Scene) -> tuple[np.ndarray, np.ndarray]:
+    """Keep the epithelium whole; distances to membrane and lumen, canvas pixels."""
+    k, layers = scene.k * SUPERSAMPLING, scene.layers
+    to_membrane = cv2.distanceTransform(layers["gland"], cv2.DIST_L2, 3)
+    layers["lumen"][(to_membrane < 9.5 * k) & (layers["outside"] == 0)] = 0
+    to_lumen = cv2.distanceTransform(255 - layers["lumen"], cv2.DIST_L2, 3)
+    return to_membrane, to_lumen
+
+
+def fill(canvas: np.ndarray, polygon: np.ndarray, value: int = 255) -> None:
+    """Fill a polygon (n, 2), canvas pixels, in place."""
+    cv2.fillPoly(canvas, [np.round(polygon * 8).astype(np.int32)], value, shift=3)
 
 
 def stamp(
@@ -389,64 +639,15 @@ def stamp(
         cv2.fillConvexPoly(canvas, polygon, grey, shift=3)
 
 
-def cloud(rng: np.random.Generator, n: int, grain: float, octaves: int = 2) -> np.ndarray:
-    """Smooth noise, float32 (n, n), about zero mean and unit spread, with spots of grain pixels."""
-    total = np.zeros((n, n), np.float32)
-    for octave in range(octaves):
-        m = int(np.ceil(n * 2**octave / grain)) + 2
-        grid = rng.standard_normal((m, m), dtype=np.float32)
-        total += cv2.resize(grid, (n, n), interpolation=cv2.INTER_CUBIC) * 0.6**octave
-    return total * 1.2
-
-
-def draw_crypts(scene: Scene) -> None:
-    """Fill outlines and lumina; where two crypts would touch, the less distorted gives way."""
-    p, frame = scene.p, scene.frame
-    blocked = np.zeros_like(scene.label)
-    outline = lengthwise if p.cut_angle < LENGTHWISE else crosswise
-    in_sight = [c for c in scene.crypts if max(abs(c.x), abs(c.base)) < 0.5 * frame.fov + 90]
-    for crypt in sorted(in_sight, key=lambda c: -c.distortion):
-        glands, lumina = outline(crypt, p, stream(scene.seed, "shape", crypt.number))
-        own, inside = np.zeros_like(blocked), np.zeros_like(blocked)
-        drawn = [fill(own, frame.to_canvas(polygon)) for polygon in glands]
-        for polygon in lumina:
-            fill(inside, frame.to_canvas(polygon))
-        cv2.bitwise_and(own, cv2.bitwise_not(blocked), dst=own)
-        scene.label[own > 0] = crypt.number + 1
-        scene.layers["lumen"] |= cv2.bitwise_and(inside, own)
-        cv2.fillPoly(blocked, drawn, 255, shift=3)
-        cv2.polylines(blocked, drawn, True, 255, max(1, round(14 * frame.k)), shift=3)
-
-
-def draw_surface(scene: Scene, depth: np.ndarray) -> None:
-    """The epithelium of the surface, from the depth (n, n) below it in micrometres."""
-    scene.label[(depth < 22) & (scene.label == 0)] = SURFACE
-    outside = (depth < 0) & (scene.label == SURFACE) | (depth < -12)
-    scene.layers["outside"][outside] = 255
-    scene.layers["lumen"] |= scene.layers["outside"]
-
-
-def settle(scene: Scene) -> tuple[np.ndarray, np.ndarray]:
-    """Round the corners, keep the epithelium whole; distances to membrane and lumen, (n, n)."""
-    k, layers = scene.frame.k, scene.layers
-    soft = cv2.GaussianBlur((scene.label > 0).astype(np.uint8) * 255, (0, 0), 3.5 * k)
-    grown = cv2.dilate(scene.label, np.ones((9, 9), np.uint8))
-    scene.label = np.where(soft > 127, np.where(scene.label > 0, scene.label, grown), 0)
-    layers["gland"] = (scene.label > 0).astype(np.uint8) * 255
-    to_membrane = cv2.distanceTransform(layers["gland"], cv2.DIST_L2, 3)
-    layers["lumen"][(to_membrane < 9.5 * k) & (layers["outside"] == 0)] = 0
-    to_lumen = cv2.distanceTransform(255 - layers["lumen"], cv2.DIST_L2, 3)
-    return to_membrane, to_lumen
-
-
 # --- Cells ---------------------------------------------------------------------------------------
 
 
-def draw_cells(scene: Scene, to_lumen: np.ndarray, y: np.ndarray) -> None:
+def draw_cells(scene: Scene, to_lumen: np.ndarray) -> None:
     """Line every basement membrane with cells a few micrometres apart."""
-    gland, step = scene.layers["gland"], max(1, round(4.4 * scene.frame.k))
+    gland, k = scene.layers["gland"], scene.k * SUPERSAMPLING
+    step = max(1, round(4.4 * k))
     contours, _ = cv2.findContours(gland, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
-    rims = [c[:, 0].astype(np.float32) for c in contours if len(c) > 12 * step]
+    rims = [c[:, 0].astype(np.float32) for c in contours if len(c) > 8 * step]
     if not rims:
         return
     tangent = np.concatenate(
@@ -455,50 +656,52 @@ def draw_cells(scene: Scene, to_lumen: np.ndarray, y: np.ndarray) -> None:
     points = np.concatenate([r[::step] for r in rims])
     inward = np.stack([-tangent[:, 1], tangent[:, 0]], 1)
     inward /= np.linalg.norm(inward, axis=1, keepdims=True) + 1e-6
-    probe = np.clip(points + 3 * scene.frame.k * inward, 0, len(gland) - 1).astype(int)
-    inward[gland[probe[:, 1], probe[:, 0]] == 0] *= -1
-    draw_epithelium(scene, points, inward, to_lumen, y)
+    inward[gland[scene.at(points + 3 * k * inward)] == 0] *= -1
+    draw_epithelium(scene, points, inward, to_lumen)
 
 
 def draw_epithelium(
-    scene: Scene, points: np.ndarray, inward: np.ndarray, to_lumen: np.ndarray, y: np.ndarray
+    scene: Scene, points: np.ndarray, inward: np.ndarray, to_lumen: np.ndarray
 ) -> None:
     """Border, mucin and basal nucleus of cells at points (n, 2) with inward normals (n, 2)."""
-    p, k, layers = scene.p, scene.frame.k, scene.layers
-    column, row = points.astype(int).T
+    p, k, layers = scene.p, scene.k * SUPERSAMPLING, scene.layers
+    row, column = scene.at(points)
     # Each cell looks its random numbers up at its place, so it stays itself when others move.
-    side = len(to_lumen) // 3 + 1
-    u = stream(scene.seed, "cells").random((side, side, 9))[row // 3, column // 3].T
-    up = y[row // SUPERSAMPLING, column // SUPERSAMPLING]
-    height = scene.height(scene.label[row, column], up)
+    side = [n // 3 + 1 for n in to_lumen.shape]
+    u = stream(scene.seed, "cells").random((*side, 9), np.float32)[row // 3, column // 3].T
+    coarse = row // SUPERSAMPLING, column // SUPERSAMPLING
+    label = scene.label[row, column]
+    height = scene.height(label, scene.h[coarse])
     thick = np.clip(to_lumen[row, column], 9 * k, 27 * k)
-    dark = darkness(scene, scene.label[row, column], height)
+    dark, crowd = darkness(scene, label, height), scene.clouds[1][coarse]
     angle = np.arctan2(inward[:, 1], inward[:, 0])
     tip = points + inward * (0.95 * thick)[:, None]
     for a, b in zip(points.astype(int).tolist(), tip.astype(int).tolist(), strict=True):
         cv2.line(layers["border"], a, b, 255)
     share = np.interp(height, [0.15, 0.45], [p.goblet_share_at_base, p.goblet_share])
     goblet = (u[0] < share) & (thick > 11 * k)
-    mucin = points + inward * (thick * (0.50 + 0.2 * u[1]))[:, None]
+    mucin = points + inward * (thick * (0.52 + 0.2 * u[1]))[:, None]
     stamp(
         layers["mucin"],
         mucin[goblet],
-        (thick * (0.22 + 0.14 * u[2]))[goblet],
-        (k * (2.9 + 2.6 * u[3]))[goblet],
+        (thick * (0.24 + 0.16 * u[2]))[goblet],
+        (k * (3.0 + 3.0 * u[3]))[goblet],
         angle[goblet],
-        (150 + 100 * u[4])[goblet].astype(int),
+        (160 + 95 * u[4])[goblet].astype(int),
     )
-    # Crowded, tall, stratified nuclei in the proliferating base; small flat ones under mucin.
-    depth = k * (3.4 + 1.6 * u[5] + (6 * dark + 2.5) * u[6] ** 2)
-    slip = np.stack([-inward[:, 1], inward[:, 0]], 1) * (k * 2.4 * (u[8] - 0.5))[:, None]
-    tall = k * (2.5 + 1.9 * u[7] + 0.9 * dark - 0.7 * goblet)
+    # Crowded, tall, stratified nuclei in the proliferating base; small flat ones under mucin; some
+    # lie outside the section.
+    depth = k * (3.4 + 1.6 * u[5] + (6 * dark + 3 + crowd) * u[6] ** 2)
+    slip = np.stack([-inward[:, 1], inward[:, 0]], 1) * (k * 3.4 * (u[8] - 0.5))[:, None]
+    tall = k * (2.4 + 2.0 * u[7] + 0.9 * dark - 0.7 * goblet)
+    seen = u[4] > 0.14 - 0.14 * dark - 0.05 * crowd
     stamp(
         layers["nuclei"],
-        points + inward * depth[:, None] + slip,
-        tall,
-        k * (1.4 + 0.9 * u[1]),
-        angle + 1.0 * (u[2] - 0.5),
-        (120 + 100 * u[3] + 30 * dark).astype(int),
+        (points + inward * depth[:, None] + slip)[seen],
+        tall[seen],
+        (k * (1.3 + 1.1 * u[1]))[seen],
+        (angle + 1.0 * (u[2] - 0.5))[seen],
+        (105 + 115 * u[3] + 30 * dark).astype(int)[seen],
     )
 
 
@@ -510,34 +713,35 @@ def darkness(scene: Scene, label: np.ndarray, height: np.ndarray) -> np.ndarray:
 
 def draw_stroma(scene: Scene, muscle: np.ndarray) -> None:
     """Lymphocytes, plasma cells and fibroblasts where neither gland nor background is."""
-    rng, n, k = stream(scene.seed, "stroma"), scene.frame.n, scene.frame.k
-    at, u = rng.uniform(0, n - 1, (int(4200 * (n / k / 448) ** 2), 2)), rng.random((9999, 6))
-    u = np.resize(u, (len(at), 6))
-    column, row = at.astype(int).T
-    crowd = np.clip(1 + 0.7 * cloud(rng, n // 4, 18 * k)[row // 4 - 1, column // 4 - 1], 0.1, 2.5)
-    deep = muscle[row // 2, column // 2] > 0.5
+    rng, k, (m, n) = stream(scene.seed, "stroma"), scene.k * SUPERSAMPLING, scene.label.shape
+    u = rng.random((int(4200 * m * n / (k * 448) ** 2), 8), np.float32)
+    at = u[:, 6:] * (n - 1, m - 1)
+    row, column = scene.at(at)
+    coarse = row // SUPERSAMPLING, column // SUPERSAMPLING
+    crowd = np.clip(1 + 0.7 * cloud(rng, scene.x.shape, 9 * k)[coarse], 0.1, 2.5)
+    deep = muscle[coarse] > 0.5
     density = np.where(deep, 0.10, (0.10 + 0.45 * scene.p.cellularity) * crowd)
     keep = (scene.layers["free"][row, column] > 0) & (u[:, 0] < density)
     at, u, deep = at[keep], u[keep].T, deep[keep]
     spindle = deep | (u[1] < 0.25)
-    fibre = np.where(deep[:, None], [1.0, 0.0], [0.25, 1.0]) @ scene.frame.matrix.T
-    angle = np.arctan2(fibre[:, 1], fibre[:, 0]) + np.where(spindle, 0.8, 6.0) * (u[2] - 0.5)
+    angle = np.where(deep, 0, np.pi / 2) + np.where(spindle, 0.8, 6.0) * (u[2] - 0.5)
     along = k * np.where(spindle, 3.6 + 2.5 * u[3], 2.2 + 1.3 * u[3])
     across = k * np.where(spindle, 1.0 + 0.5 * u[4], 1.9 + 1.0 * u[4])
     stamp(scene.layers["nuclei"], at, along, across, angle, (130 + 110 * u[5]).astype(int))
 
 
 def draw_vessels(scene: Scene) -> None:
-    """A dozen capillaries: pale winding tubes, most with red cells in them."""
-    rng, n, k = stream(scene.seed, "vessels"), scene.frame.n, scene.frame.k
+    """A dozen capillaries a tile: pale winding tubes, most with red cells in them."""
+    rng, k, (m, n) = stream(scene.seed, "vessels"), scene.k * SUPERSAMPLING, scene.label.shape
     t, red = np.linspace(0, 1, 16), [np.zeros((0, 2))]
-    for _ in range(int(14 * (n / k / 448) ** 2) + 1):
+    for _ in range(int(14 * m * n / (k * 448) ** 2) + 1):
         length, width = rng.uniform(15, 55) * k, rng.uniform(2.5, 5.5) * k
-        bend = rng.normal(np.pi / 2, 0.5) + 0.5 * wobble(rng, t, 1)
+        bend = rng.normal(np.pi / 2, 0.5) + 0.5 * wobble(rng.random(), t, 1)
         path = np.cumsum(np.stack([np.cos(bend), np.sin(bend)], 1), 0) * length / 16
-        path = path @ (scene.frame.matrix / k).T + rng.uniform(0, n, 2)
+        path = path + rng.random(2) * (n, m)
         sides = width * cap(np.minimum(t, 1 - t) * length, width)
-        fill(scene.layers["vessel"], ribbon(path, sides, sides))
+        normal = np.stack([-np.sin(bend), np.cos(bend)], 1) * sides[:, None]
+        fill(scene.layers["vessel"], np.concatenate([path + normal, (path - normal)[::-1]]))
         cells = path[rng.integers(0, 16, rng.integers(0, 18))]
         red.append(cells + rng.normal(0, 0.3 * width, cells.shape))
     red = np.concatenate(red)
@@ -551,7 +755,7 @@ def draw_vessels(scene: Scene) -> None:
 
 
 def blend(below: np.ndarray, above: np.ndarray | float, cover: np.ndarray) -> np.ndarray:
-    """One concentration over another where it covers, all (n, n)."""
+    """One concentration over another where it covers, all of one shape."""
     return below + (above - below) * cover
 
 
@@ -562,34 +766,29 @@ def fibres(grain: np.ndarray, x: np.ndarray, y: np.ndarray, wave: np.ndarray) ->
 
 
 def stain(
-    scene: Scene,
-    to_membrane: np.ndarray,
-    to_lumen: np.ndarray,
-    muscle: np.ndarray,
-    noise: list[np.ndarray],
-    x: np.ndarray,
-    y: np.ndarray,
+    scene: Scene, to_membrane: np.ndarray, to_lumen: np.ndarray, muscle: np.ndarray
 ) -> list[np.ndarray]:
     """Concentrations of haematoxylin, eosin and haemoglobin, float32 at the tile's resolution."""
-    slow, mid, fine = noise
-    k, rng = scene.frame.k / SUPERSAMPLING, stream(scene.seed, "fibres")
+    (slow, mid, fine), k = scene.clouds, scene.k
     cover = {name: scene.coverage(name) for name in scene.layers}
     # Fibres run along the crypts in the lamina propria, across them in the muscularis.
-    grain = rng.standard_normal((10, 128), dtype=np.float32)
+    grain = stream(scene.seed, "texture", 1).standard_normal((10, 128), dtype=np.float32)
     grain = cv2.resize(grain, (512, 512), interpolation=cv2.INTER_CUBIC)
     wave = 9 * slow + 3 * mid
-    streaks = blend(fibres(grain, x, y, wave), fibres(grain, y, x, wave), muscle)
-    h = 0.14 + 0.05 * (mid + fine + muscle)
-    e = 0.30 + 0.22 * muscle + 0.13 * streaks + 0.07 * slow + 0.06 * mid
+    upright = fibres(grain, scene.x, scene.v, wave)
+    streaks = blend(upright, fibres(grain, scene.v, scene.x, wave), muscle)
+    strand = scene.p.prolapse * np.clip(upright + 0.6, 0, 1) * (1 - muscle)  # ascending muscle
+    h = 0.13 + 0.05 * (mid + fine + muscle)
+    e = 0.28 + 0.22 * (muscle + strand) + 0.13 * streaks + 0.07 * slow + 0.06 * mid
     h, e = blend(h, 0.05, cover["vessel"]), blend(e, 0.10, cover["vessel"])
     # Epithelium: basal cytoplasm darker, apical paler with microvesicles, a brush border.
     depth = to_membrane / (to_membrane + np.minimum(to_lumen, 30 * k) + 0.1)
     label = scene.label[::SUPERSAMPLING, ::SUPERSAMPLING]
-    dark = darkness(scene, label, scene.height(label, y))
+    dark = darkness(scene, label, scene.height(label, scene.h))
     cell_h = 0.62 - 0.30 * depth + 0.3 * dark + 0.11 * fine + 0.07 * mid + 0.16 * cover["border"]
     brush = np.exp(-((to_lumen / (1.6 * k)) ** 2))
     cell_e = 0.36 + 0.05 * (mid + fine) + 0.18 * brush + 0.10 * (1 - depth)
-    h = blend(h, blend(cell_h, 0.16 + 0.04 * mid, cover["mucin"]), cover["gland"])
+    h = blend(h, blend(cell_h, 0.13 + 0.04 * mid, cover["mucin"]), cover["gland"])
     e = blend(e, blend(cell_e, 0.06, cover["mucin"]), cover["gland"])
     e = e + 0.2 * np.exp(-((to_membrane / (1.3 * k)) ** 2)) * cover["gland"]
     slime = np.clip(0.24 * scene.p.mucus * (1 + 0.5 * slow + 0.25 * mid), 0, 0.35)
@@ -610,10 +809,9 @@ def turn_stain(vector: np.ndarray, degrees: float) -> np.ndarray:
     return np.maximum([c * red - s * blue, green, s * red + c * blue], 0.01).astype(np.float32)
 
 
-def photograph(
-    concentrations: list[np.ndarray], p: TissueParameters, seed: int, k: float, size: int
-) -> np.ndarray:
-    """Light through the stains (Beer-Lambert), lamp, blur and sensor noise: uint8 (3, H, W)."""
+def photograph(scene: Scene, concentrations: list[np.ndarray], size: int) -> np.ndarray:
+    """Light through the stains (Beer-Lambert), lamp, blur and sensor: uint8 (H, W, 3), no edge."""
+    p = scene.p
     stains = np.stack(
         [
             turn_stain(HAEMATOXYLIN, p.stain_turn) * p.haematoxylin,
@@ -621,186 +819,107 @@ def photograph(
             HAEMOGLOBIN,
         ]
     )
-    light = cv2.exp(-cv2.transform(cv2.merge(concentrations), stains.T))
+    density = cv2.transform(cv2.merge(concentrations), stains.T * np.float32(p.thickness / 4))
+    for i in range(len(scene.tiles)):
+        part = slice(None), slice(EDGE + i * size, EDGE + (i + 1) * size)
+        density[part] = spoil(density[part], scene, i, size)
+    light = cv2.exp(-p.contrast * density)
     if p.focus > 0:
-        light = cv2.GaussianBlur(light, (0, 0), p.focus * k)
+        light = cv2.GaussianBlur(light, (0, 0), p.focus * scene.k)
     lamp = 255 * np.array([1 - 0.06 * max(p.lamp, 0), 0.985, 0.98 + 0.10 * min(p.lamp, 0)])
-    tile = crop(light, size) * lamp.astype(np.float32)
-    tile += p.noise * stream(seed, "sensor").standard_normal(tile.shape, dtype=np.float32)
-    return np.ascontiguousarray(np.clip(np.round(tile), 0, 255).astype(np.uint8).transpose(2, 0, 1))
+    picture = light[EDGE:-EDGE, EDGE:-EDGE] * lamp.astype(np.float32)
+    noise = stream(scene.seed, "sensor").standard_normal(picture.shape, dtype=np.float32)
+    return np.clip(np.round(picture + p.noise * noise), 0, 255).astype(np.uint8)
 
 
-# --- A tile --------------------------------------------------------------------------------------
+def spoil(density: np.ndarray, scene: Scene, index: int, size: int) -> np.ndarray:
+    """Fold, air bubble, marker and ink dot of one tile, in optical density (m, size, 3)."""
+    p = scene.tiles[index]
+    if not (p.fold or p.bubble or p.pen or p.ink_dot):
+        return density
+    rng = stream(scene.seed, "artefacts", index)
+    y, x = np.mgrid[: len(density), :size].astype(np.float32) / np.float32(scene.k)
+    fov = size / scene.k
+    wave = scene.clouds[0][:, EDGE + index * size : EDGE + (index + 1) * size]
+    turn, (u, v), colour = rng.uniform(0, np.pi), rng.uniform(0.25, 0.75, 2), rng.integers(3)
+    across = (x - u * fov) * np.cos(turn) + (y - v * fov) * np.sin(turn)
+    if p.fold:  # twice the tissue, the second layer from elsewhere
+        crease = 1 / (1 + np.exp((np.abs(across + 9 * wave) - 8 - 16 * p.fold) / 1.5))
+        density = density + 0.9 * crease[..., None] * density[::-1, ::-1]
+    distance = np.hypot(x - v * fov, y - u * fov) - 40 - 120 * p.bubble
+    if p.bubble:  # a dark rim of refracted light, a brighter inside
+        rim = np.exp(-((distance / 3.5) ** 2)) + 0.3 * np.exp(-(((distance + 8) / 2.5) ** 2))
+        density = density * (1 - 0.35 * (distance < 0))[..., None] + 0.9 * rim[..., None]
+    marker = np.array([(0.9, 0.5, 0.1), (1.1, 0.3, 0.8), (0.8, 0.8, 0.7)], np.float32)[colour]
+    if p.pen:
+        stroke = 1 / (1 + np.exp((np.abs(across + 14 * wave) - 40) / 3)) * (1 + 0.2 * wave)
+        density = density + (p.pen * stroke)[..., None] * marker
+    if p.ink_dot:
+        dot = 1 / (1 + np.exp((np.hypot(x - 0.09 * fov, y - 0.09 * fov) - 14) / 2))
+        density = density + (p.ink_dot * dot)[..., None] * np.array([0.9, 0.45, 0.7], np.float32)
+    return density.astype(np.float32)
 
 
-def crop(field_: np.ndarray, size: int) -> np.ndarray:
-    """Cut the padding off a field at the tile's resolution."""
-    edge = PAD // SUPERSAMPLING
-    return field_[edge : edge + size, edge : edge + size]
+# --- A slide and its tiles -----------------------------------------------------------------------
 
 
-def diagnostic_region(scene: Scene, y: np.ndarray) -> np.ndarray:
+def diagnostic_region(scene: Scene, size: int) -> np.ndarray:
     """Basal parts of the crypts that decide: the distorted ones in SSA, all of them in HP."""
-    ssa = diagnose(np.array([c.distortion for c in scene.crypts]))
-    decisive = [c.height < DEEP and (c.distortion >= UNEQUIVOCAL or not ssa) for c in scene.crypts]
     label = scene.label[::SUPERSAMPLING, ::SUPERSAMPLING]
-    lengthwise_cut = scene.p.cut_angle < LENGTHWISE
-    basal = scene.height(label, y) < (BASAL_SHARE if lengthwise_cut else DEEP)
-    return (scene.table(decisive, 0)[label] > 0) & basal
+    distorted = scene.table([c.distortion >= UNEQUIVOCAL for c in scene.crypts], 0)[label] > 0
+    ssa = [distortion(tile) >= UNEQUIVOCAL for tile in scene.tiles]
+    ssa = np.pad(np.repeat(ssa, size), EDGE, mode="edge")
+    decisive = np.where(ssa, distorted, ~distorted)
+    return decisive & (scene.height(label, scene.h) < BASAL_SHARE) & (label != scene.surface)
+
+
+def draw_slide(
+    tiles: Sequence[TissueParameters], seed: int, size: int = 224, mpp: float = 2.0
+) -> Drawing:
+    """Draw a slide as wide as its tiles, which may differ in OF_A_TILE only, else ValueError.
+
+    Upright: the surface is up. `divide` cuts the tiles out of it.
+    """
+    shared = [{k: v for k, v in asdict(t).items() if k not in OF_A_TILE} for t in tiles]
+    if any(other != shared[0] for other in shared):
+        raise ValueError(f"tiles of one slide may differ in {', '.join(OF_A_TILE)} only")
+    scene = cut(tiles, seed, size, mpp)
+    noise = 8 * scene.clouds[0]
+    muscle = 0.5 + 0.5 * np.tanh((-scene.h - 34 + noise) / 8)
+    to_membrane, to_lumen = settle(scene)
+    layers = scene.layers
+    layers["free"] = cv2.bitwise_not(cv2.dilate(layers["gland"], np.ones((5, 5), np.uint8)))
+    draw_stroma(scene, muscle)
+    draw_vessels(scene)
+    draw_cells(scene, to_lumen)
+    near = [a[::SUPERSAMPLING, ::SUPERSAMPLING] / SUPERSAMPLING for a in (to_membrane, to_lumen)]
+    image = photograph(scene, stain(scene, *near, muscle), size)
+    layers["outside"][scene.label != scene.surface] = 0
+    tissue = scene.coverage("outside") < 0.5
+    gland = (scene.coverage("gland") >= 0.5) & tissue
+    masks = [
+        gland,
+        (scene.coverage("lumen") >= 0.5) & tissue,
+        scene.coverage("nuclei") >= 0.25,
+        diagnostic_region(scene, size) & gland,
+    ]
+    masks = [mask[EDGE:-EDGE, EDGE:-EDGE].astype(np.uint8) for mask in masks]
+    return Drawing(image.transpose(2, 0, 1), *masks)
+
+
+def divide(slide: Drawing, seed: int) -> list[Drawing]:
+    """The square tiles of a slide, left to right, each turned and mirrored as it happens to be."""
+    size = slide.glands.shape[0]
+    turns = stream(seed, "turn").integers(0, 8, slide.glands.shape[1] // size)
+    tiles = []
+    for i, turn in enumerate(turns):
+        parts = [getattr(slide, f.name)[..., i * size : (i + 1) * size] for f in fields(slide)]
+        parts = [np.rot90(part, turn % 4, (-2, -1)) for part in parts]
+        parts = [np.ascontiguousarray(part[..., ::-1] if turn > 3 else part) for part in parts]
+        tiles.append(Drawing(*parts))
+    return tiles
 
 
 def draw(parameters: TissueParameters, seed: int, size: int = 224, mpp: float = 2.0) -> Drawing:
     """Draw one tile of size pixels at mpp micrometres a pixel: the same arguments, same bytes."""
-    p, frame = parameters, pose(seed, size, mpp)
-    n, m, k = frame.n, frame.n // SUPERSAMPLING, frame.k / SUPERSAMPLING
-    layers = {name: np.zeros((n, n), np.uint8) for name in LAYERS}
-    scene = Scene(p, seed, frame, lay_out(p, seed, frame.fov), np.zeros((n, n), np.uint8), layers)
-    rng = stream(seed, "texture")
-    noise = [cloud(rng, m, 60 * k, 3), cloud(rng, m, 12 * k), cloud(rng, m, 3 * k)]
-    x, y = frame.grid()
-    bases = (p.base_position - 0.5) * frame.fov
-    muscle = 0.5 + 0.5 * np.tanh((y - bases - 34 + 8 * noise[0]) / 8)
-    draw_crypts(scene)
-    if p.cut_angle < LENGTHWISE:
-        depth = y - bases + p.crypt_length + 9 * noise[0] + 2 * noise[1]
-        draw_surface(scene, cv2.resize(depth, (n, n)))
-    to_membrane, to_lumen = settle(scene)
-    layers["free"] = cv2.bitwise_not(cv2.dilate(layers["gland"], np.ones((5, 5), np.uint8)))
-    draw_stroma(scene, muscle)
-    draw_vessels(scene)
-    draw_cells(scene, to_lumen, y)
-    near = [a[::SUPERSAMPLING, ::SUPERSAMPLING] / SUPERSAMPLING for a in (to_membrane, to_lumen)]
-    image = photograph(stain(scene, *near, muscle, noise, x, y), p, seed, k, size)
-    layers["outside"][scene.label != SURFACE] = 0
-    tissue = scene.coverage("outside") < 0.5
-    masks = [
-        scene.coverage("gland") * tissue >= 0.5,
-        scene.coverage("lumen") * tissue >= 0.5,
-        (scene.coverage("nuclei") >= 0.25),
-        diagnostic_region(scene, y) & tissue,
-    ]
-    return Drawing(image, *(np.ascontiguousarray(crop(a, size)).astype(np.uint8) for a in masks))
-
-
-# --- A cohort ------------------------------------------------------------------------------------
-
-SSA_SLIDES = 0.33  # share of polyps that are SSA
-SSA_TILES = (0.05, 0.78)  # share of SSA-like tiles in the slides of either kind of polyp
-# Severity of HP-like tiles is half a Beta variable, of SSA-like ones 0.5 + half another. These and
-# the readers are fitted to the published histogram of votes (Wei et al. 2021).
-SEVERITY = ((1.18, 1.30), (0.54, 0.39))
-READER_BIAS = 0.115 * np.array([-1.5, -0.9, -0.4, 0.0, 0.35, 0.85, 1.6])  # added to the threshold
-READER_SKILL = 7.4 * np.array([0.8, 1.3, 1.0, 1.2, 0.9, 1.1, 0.7])  # slope of the logistic curve
-
-
-@dataclass(frozen=True)
-class Cohort:
-    """What is known about n tiles before one pixel is drawn.
-
-    parameters: n of them. seeds: int64 (n,). slide: str (n,), one polyp each. true_label: int64
-    (n,), by `diagnose`. votes: int64 (n,), readers of seven who say SSA. label: int64 (n,), the
-    majority of the seven, which is what a data set would publish.
-    """
-
-    parameters: tuple[TissueParameters, ...]
-    seeds: np.ndarray
-    slide: np.ndarray
-    true_label: np.ndarray
-    votes: np.ndarray
-    label: np.ndarray
-
-
-def read(distortions: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Votes for SSA, int64 (n,), of seven readers with a bias, a skill and logistic noise each."""
-    evidence = (distortions[:, None] - UNEQUIVOCAL - READER_BIAS) * READER_SKILL
-    return (evidence + rng.logistic(size=evidence.shape) > 0).sum(1)
-
-
-def make_cohort(n: int, seed: int, tiles_per_slide: int = 6) -> Cohort:
-    """Plan n tiles of n / tiles_per_slide polyps; a larger n begins with the same tiles."""
-    if n < 1 or tiles_per_slide < 1:
-        raise ValueError(f"n = {n} and tiles_per_slide = {tiles_per_slide} must be at least 1")
-    number = np.arange(n) // tiles_per_slide
-    columns = plan_morphology(n, number, seed)
-    columns |= plan_slides(number, seed)
-    names, rows = list(columns), np.stack(list(columns.values()), 1).tolist()
-    parameters = tuple(TissueParameters(**dict(zip(names, row, strict=True))) for row in rows)
-    found = np.array([distortion(p) for p in parameters])
-    seeds = [np.random.SeedSequence((seed, i)).generate_state(1)[0] for i in range(n)]
-    votes = read(found, column_stream(seed, "votes"))
-    slide = np.array([f"slide-{i:04d}" for i in number + 1])
-    true_label = (found >= UNEQUIVOCAL).astype(np.int64)
-    return Cohort(
-        parameters,
-        np.array(seeds, np.int64),
-        slide,
-        true_label,
-        votes.astype(np.int64),
-        (votes >= 4).astype(np.int64),
-    )
-
-
-def column_stream(seed: int, name: str) -> np.random.Generator:
-    """Random numbers for one column of a cohort, so that a longer column begins the same."""
-    return np.random.default_rng([seed, *name.encode()])
-
-
-def plan_morphology(n: int, slide: np.ndarray, seed: int) -> dict[str, np.ndarray]:
-    """Severity, the criteria that go with it, and confounders in both classes, (n,) each."""
-    normal = {
-        name: column_stream(seed, name).standard_normal(n)
-        for name in (*CRITERIA, "goblets", "base", "length", "diameter", "spacing", "gape", "mucus")
-    }
-    uniform = {
-        name: column_stream(seed, name).random(n)
-        for name in ("kind", "rich", "position", "serration", "branching")
-    }
-    polyp = column_stream(seed, "polyp").random(slide[-1] + 1)[slide] < SSA_SLIDES
-    ssa_like = uniform["kind"] < np.where(polyp, SSA_TILES[1], SSA_TILES[0])
-    halves = [0.5 * column_stream(seed, f"severity {i}").beta(*SEVERITY[i], n) for i in (0, 1)]
-    severity = np.where(ssa_like, np.minimum(0.5 + halves[1], 1), np.minimum(halves[0], 0.4999))
-    gains = {name: np.exp(0.35 * normal[name]) for name in CRITERIA}
-    mean = sum(weight * gains[name] for name, weight in CRITERIA.items())
-    # A florid crypt meets all criteria; the milder one may meet mainly one of them.
-    columns = {
-        name: np.clip(1 + (gain / mean - 1) * (1 - severity), 0, 2) for name, gain in gains.items()
-    }
-    rich = uniform["rich"] < 0.15
-    goblets = np.clip(0.45 + 0.25 * rich - 0.2 * severity + 0.2 * normal["goblets"], 0, 1)
-    at_base = np.clip(0.08 + 0.35 * severity + 0.25 * rich + 0.12 * normal["base"], 0, 1)
-    return columns | {
-        "severity": severity,
-        "goblet_share": goblets,
-        "goblet_share_at_base": at_base,
-        "serration": 0.45 + 0.45 * uniform["serration"],
-        # HP gapes and is rich in goblet cells, SSA stands wider apart: the shares of white, of
-        # gland and of stroma, which a colour meter can see, tell the two apart badly.
-        "gape": np.clip(0.9 - 0.85 * severity + 0.3 * normal["gape"], 0, 1),
-        "mucus": np.clip(0.3 + 0.2 * severity + 0.3 * normal["mucus"], 0, 1),
-        "branching": 0.12 + 0.16 * uniform["branching"] + 0.15 * severity,
-        "base_position": 0.68 + 0.26 * uniform["position"],
-        "crypt_length": np.clip(425 + 28 * normal["length"], 370, 510),
-        "crypt_diameter": np.clip(67 + 7 * normal["diameter"], 50, 90),
-        "crypt_spacing": np.clip(97 + 22 * severity + 8 * normal["spacing"], 90, 130),
-    }
-
-
-def plan_slides(slide: np.ndarray, seed: int) -> dict[str, np.ndarray]:
-    """Stain, light, focus and plane of section: a slide's own, whatever the diagnosis."""
-    slides = slide[-1] + 1
-    normal = {
-        name: column_stream(seed, name).standard_normal(slides)[slide]
-        for name in ("haematoxylin", "eosin", "turn", "lamp", "focus", "cells")
-    }
-    plane = column_stream(seed, "plane").random(slides)[slide]
-    stray, tilt = column_stream(seed, "stray").random((len(slide), 2)).T
-    crossed = np.where(stray < 0.1, plane < 0.65, plane > 0.65)  # one tile in ten is cut otherwise
-    return {
-        "cut_angle": np.where(crossed, 45 + 45 * np.sqrt(tilt), 15 * tilt),
-        "haematoxylin": np.clip(1.0 + 0.2 * normal["haematoxylin"], 0.6, 1.5),
-        "eosin": np.clip(1.0 + 0.28 * normal["eosin"], 0.45, 1.7),
-        "stain_turn": np.clip(5 * normal["turn"], -11, 11),
-        "lamp": np.clip(0.5 * normal["lamp"], -1, 1),
-        "focus": np.clip(1.1 + 0.4 * normal["focus"], 0.3, 2.4),
-        "cellularity": np.clip(0.5 + 0.2 * normal["cells"], 0, 1),
-    }
+    return divide(draw_slide([parameters], seed, size, mpp), seed)[0]

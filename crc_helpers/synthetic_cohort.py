@@ -1,0 +1,349 @@
+"""Plan and write a cohort of drawn slides: sites, readers, clinical columns, MHIST's layout.
+
+Every slide is a polyp. It has a lab, a scanner, a stain, a thickness, a focus and a plane of
+section; its tiles differ in what `synthetic_tissue.OF_A_TILE` names. Seven simulated readers vote
+on each tile, and their majority is the label that a data set would publish.
+
+Sources: Wei et al., arXiv 2101.12355 (2021), for the histogram of votes and the layout on disk.
+Synthetic throughout: no number measured on it says anything about patients.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+from joblib import Parallel, cpu_count, delayed
+from PIL import Image
+
+from crc_helpers.data_readers import progress
+from crc_helpers.synthetic_tissue import (
+    CLASS_NAMES,
+    CRITERIA,
+    UNEQUIVOCAL,
+    Drawing,
+    TissueParameters,
+    distortion,
+    divide,
+    draw_slide,
+)
+
+TILES_PER_SLIDE = 6
+SHORTCUTS = ("ink", "stain")
+SSA_SLIDES = 0.33  # share of polyps that are SSA
+SSA_TILES = (0.05, 0.78)  # share of SSA-like tiles in the slides of either kind of polyp
+# Severity of HP-like tiles is half a Beta variable, of SSA-like ones 0.5 + half another. These and
+# the readers are fitted to the published histogram of votes (Wei et al. 2021).
+SEVERITY = ((1.18, 1.30), (0.54, 0.39))
+READER_BIAS = 0.115 * np.array([-1.5, -0.9, -0.4, 0.0, 0.35, 0.85, 1.6])  # added to the threshold
+READER_SKILL = 7.4 * np.array([0.8, 1.3, 1.0, 1.2, 0.9, 1.1, 0.7])  # slope of the logistic curve
+# A site is a lab and a scanner: what it adds to the mean of each parameter.
+SITES = {
+    "Scanner A": {},
+    "Scanner B": {
+        "haematoxylin": -0.16,
+        "eosin": 0.25,
+        "stain_turn": -4.5,
+        "lamp": -0.9,
+        "contrast": -0.14,
+        "focus": 0.5,
+        "noise": 2.5,
+    },
+}
+# Polyp size (logarithm of millimetres, mean and spread) and share in the right colon of either
+# kind, set so that both together tell the polyps apart about as well as the study needs that adds
+# them to morphology and goes from an AUC of .659 to .929 (Hum Pathol 2023, pubmed 37044202).
+SIZE = ((np.log(4.0), np.log(10.5)), 0.55)
+RIGHT_COLON = (0.22, 0.78)
+RIGHT = ("Cecum", "Ascending colon", "Transverse colon")
+LEFT = ("Descending colon", "Sigmoid colon", "Rectum")
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """What is known about n tiles before one pixel is drawn.
+
+    parameters: n of them. seeds: int64 (n,), one a slide. slide: str (n,), one polyp each.
+    true_label: int64 (n,), by `diagnose`. votes: int64 (n,), readers of seven who say SSA. label:
+    int64 (n,), the majority of the seven, which is what a data set would publish. table: a row a
+    tile of what else would be known: Scanner, Polyp Size (mm), Colon Site.
+    """
+
+    parameters: tuple[TissueParameters, ...]
+    seeds: np.ndarray
+    slide: np.ndarray
+    true_label: np.ndarray
+    votes: np.ndarray
+    label: np.ndarray
+    table: pd.DataFrame
+
+    seed: int
+
+    @property
+    def slides(self) -> int:
+        """How many slides there are; the last may have fewer tiles."""
+        return -(-len(self.seeds) // TILES_PER_SLIDE)
+
+    @property
+    def names(self) -> list[str]:
+        """File names of the tiles."""
+        return [f"synthetic_{self.seed}_{i:06d}.png" for i in range(len(self.seeds))]
+
+    def one(self, slide: int) -> "Slide":
+        """A slide, counted from 0, ready to be drawn."""
+        first = slide * TILES_PER_SLIDE
+        rows = slice(first, first + TILES_PER_SLIDE)
+        seed = int(self.seeds[first])
+        return Slide(self.parameters[rows], seed, first, tuple(self.names[rows]))
+
+    def annotations(self) -> pd.DataFrame:
+        """What a data set would publish, a row a tile, in MHIST's columns and some more.
+
+        The partition is by slide; its test part has MHIST's share, 31 %.
+        """
+        chance = column_stream(self.seed, "partition").random(self.slides)
+        test = np.repeat(chance < 0.31, TILES_PER_SLIDE)[: len(self.seeds)]
+        published = {
+            "Image Name": self.names,
+            "Majority Vote Label": np.array(CLASS_NAMES)[self.label],
+            "Number of Annotators who Selected SSA (Out of 7)": self.votes,
+            "Partition": np.where(test, "test", "train"),
+            "Slide": self.slide,
+        }
+        return pd.DataFrame(published).join(self.table)
+
+    def truth(self) -> pd.DataFrame:
+        """What only the generator knows, a row a tile."""
+        known = {
+            "Image Name": self.names,
+            "True Label": np.array(CLASS_NAMES)[self.true_label],
+            "Severity": [p.severity for p in self.parameters],
+            "Distortion": [distortion(p) for p in self.parameters],
+        }
+        return pd.DataFrame(known)
+
+
+@dataclass(frozen=True)
+class Slide:
+    """The parameters of a slide's tiles, its seed, its first row in the cohort, file names."""
+
+    parameters: tuple[TissueParameters, ...]
+    seed: int
+    first: int
+    names: tuple[str, ...]
+
+    def draw(self, size: int = 224, mpp: float = 2.0) -> list[Drawing]:
+        """Its tiles."""
+        return divide(draw_slide(self.parameters, self.seed, size, mpp), self.seed)
+
+
+def read(distortions: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Votes for SSA, int64 (n,), of seven readers with a bias, a skill and logistic noise each."""
+    evidence = (distortions[:, None] - UNEQUIVOCAL - READER_BIAS) * READER_SKILL
+    return (evidence + rng.logistic(size=evidence.shape) > 0).sum(1)
+
+
+def make_cohort(
+    n: int, seed: int, shortcut: str | None = None, strength: float = 0.9, site: str | None = None
+) -> Cohort:
+    """Plan n tiles of n / TILES_PER_SLIDE polyps; a larger n begins with the same parameters.
+
+    `shortcut` plants a mark that goes with the published label, or not at all (None): "ink", a
+    dot in the corner of the tile; "stain", a bluer stain of the slide, by the polyp's kind. Of the
+    SSA a share (1 + strength) / 2 carries it, of the HP (1 - strength) / 2; 0 is no relation, 1
+    gives every label away. `site` puts all slides on one scanner of SITES. Raises ValueError.
+    """
+    if n < 1:
+        raise ValueError(f"n = {n} must be at least 1")
+    if shortcut not in (None, *SHORTCUTS) or not 0 <= strength <= 1:
+        raise ValueError(
+            f"shortcut {shortcut!r} of strength {strength}: expected one of "
+            f"{', '.join(SHORTCUTS)} or None, and 0 to 1"
+        )
+    if site not in (None, *SITES):
+        raise ValueError(f"site {site!r}: expected one of {', '.join(SITES)} or None")
+    slide = np.arange(n) // TILES_PER_SLIDE
+    polyp = (column_stream(seed, "polyp").random(slide[-1] + 1) < SSA_SLIDES)[slide]
+    columns = plan_morphology(n, slide, polyp, seed) | plan_artefacts(n, seed)
+    lab, scanner = plan_slides(slide, seed, site)
+    columns |= lab
+    severe = np.array([columns["severity"], *(columns[name] for name in CRITERIA)])
+    found = np.array([distortion(TissueParameters(*row)) for row in severe.T.tolist()])
+    votes = read(found, column_stream(seed, "votes"))
+    label = (votes >= 4).astype(np.int64)
+    if shortcut:
+        kind = label if shortcut == "ink" else polyp
+        draws = column_stream(seed, "shortcut").random(n)
+        draws = draws if shortcut == "ink" else draws[: slide[-1] + 1][slide]
+        marked = draws < 0.5 + strength * (kind - 0.5)
+        if shortcut == "ink":
+            columns["ink_dot"] = marked.astype(float)
+        else:
+            columns["stain_turn"] = np.clip(columns["stain_turn"] + 6.0 * marked - 3.0, -12, 12)
+    names, rows = list(columns), np.stack(list(columns.values()), 1).tolist()
+    parameters = tuple(TissueParameters(**dict(zip(names, row, strict=True))) for row in rows)
+    seeds = [
+        np.random.SeedSequence((seed, i)).generate_state(1)[0] for i in range(slide[-1] + 1)
+    ]
+    return Cohort(
+        parameters,
+        np.array(seeds, np.int64)[slide],
+        np.array([f"slide-{i:04d}" for i in slide + 1]),
+        (found >= UNEQUIVOCAL).astype(np.int64),
+        votes.astype(np.int64),
+        label,
+        pd.DataFrame({"Scanner": scanner, **clinical(slide, polyp, seed)}),
+        seed,
+    )
+
+
+def column_stream(seed: int, name: str) -> np.random.Generator:
+    """Random numbers for one column of a cohort, so that a longer column begins the same."""
+    return np.random.default_rng([seed, *name.encode()])
+
+
+def plan_morphology(
+    n: int, slide: np.ndarray, polyp: np.ndarray, seed: int
+) -> dict[str, np.ndarray]:
+    """Severity and the criteria that go with it, a tile; confounders of both kinds, a slide."""
+    polyps = slide[-1] + 1
+    normal = {
+        name: column_stream(seed, name).standard_normal(polyps)[slide]
+        for name in ("goblets", "base", "length", "diameter", "spacing", "gape", "mucus")
+    }
+    uniform = {
+        name: column_stream(seed, name).random(polyps)[slide]
+        for name in ("rich", "position", "serration", "branching", "prolapse", "prolapsed")
+    }
+    ssa_like = column_stream(seed, "kind").random(n) < np.where(polyp, SSA_TILES[1], SSA_TILES[0])
+    halves = [0.5 * column_stream(seed, f"severity {i}").beta(*SEVERITY[i], n) for i in (0, 1)]
+    severity = np.where(ssa_like, np.minimum(0.5 + halves[1], 1), np.minimum(halves[0], 0.4999))
+    gains = {
+        name: np.exp(0.35 * column_stream(seed, name).standard_normal(n)) for name in CRITERIA
+    }
+    mean = sum(weight * gains[name] for name, weight in CRITERIA.items())
+    # A florid crypt meets all criteria; the milder one may meet mainly one of them.
+    columns = {"severity": severity} | {
+        name: np.clip(1 + (gain / mean - 1) * (1 - severity), 0, 2) for name, gain in gains.items()
+    }
+    rich = uniform["rich"] < np.where(polyp, 0.10, 0.20)  # goblet-rich HP
+    goblets = np.clip(0.42 + 0.25 * rich - 0.06 * polyp + 0.15 * normal["goblets"], 0, 1)
+    at_base = np.clip(0.10 + 0.25 * polyp + 0.25 * rich + 0.10 * normal["base"], 0, 1)
+    prolapsed = uniform["prolapsed"] < np.where(polyp, 0.08, 0.16)
+    return columns | {
+        "goblet_share": goblets,
+        "goblet_share_at_base": at_base,
+        "serration": 0.5 + 0.5 * uniform["serration"],
+        # HP gapes more, SSA stands wider apart: the shares of white, of gland and of stroma, which
+        # a colour meter can see, tell the two apart badly.
+        "gape": np.clip(0.65 - 0.35 * polyp + 0.25 * normal["gape"], 0, 1),
+        "mucus": np.clip(0.3 + 0.1 * polyp + 0.3 * normal["mucus"], 0, 1),
+        "branching": 0.14 + 0.16 * uniform["branching"] + 0.15 * polyp,
+        "prolapse": prolapsed * (0.4 + 0.6 * uniform["prolapse"]),
+        "base_position": 0.68 + 0.26 * uniform["position"],
+        "crypt_length": np.clip(420 + 28 * normal["length"], 370, 510),
+        "crypt_diameter": np.clip(70 + 6 * normal["diameter"], 50, 90),
+        "crypt_spacing": np.clip(96 + 8 * polyp + 6 * normal["spacing"], 85, 130),
+    }
+
+
+def plan_artefacts(n: int, seed: int) -> dict[str, np.ndarray]:
+    """Folds, bubbles and pen, each in a few tiles of a hundred, whatever the diagnosis."""
+    rare = {"fold": 0.04, "bubble": 0.03, "pen": 0.03}
+    chance = {name: column_stream(seed, name).random((2, n)[::-1]).T for name in rare}
+    return {
+        name: np.where(chance[name][0] < share, 0.3 + 0.7 * chance[name][1], 0.0)
+        for name, share in rare.items()
+    }
+
+
+def plan_slides(
+    slide: np.ndarray, seed: int, site: str | None
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Stain, light, focus and plane of section, a slide's own, and the scanner, str (n,)."""
+    slides = slide[-1] + 1
+    names = list(SITES)
+    scanner = column_stream(seed, "scanner").integers(len(names), size=slides)
+    if site:
+        scanner = np.full(slides, names.index(site))
+    mean_and_spread = {
+        "haematoxylin": (1.05, 0.16),
+        "eosin": (0.95, 0.22),
+        "stain_turn": (1.5, 4.0),
+        "lamp": (0.3, 0.35),
+        "contrast": (1.05, 0.06),
+        "focus": (1.0, 0.35),
+        "noise": (2.0, 0.3),
+        "cellularity": (0.5, 0.2),
+        "thickness": (4.0, 0.45),
+    }
+    columns = {}
+    for name, (mean, spread) in mean_and_spread.items():
+        shift = np.array([SITES[site].get(name, 0.0) for site in names])[scanner]
+        values = mean + shift + spread * column_stream(seed, name).standard_normal(slides)
+        low, high = TissueParameters.__dataclass_fields__[name].metadata["bounds"]
+        columns[name] = np.clip(values, low, high)
+    plane, tilt = column_stream(seed, "plane").random((slides, 2)).T
+    columns["cut_angle"] = np.where(plane < 0.62, 7 * tilt, 25 + 65 * np.sqrt(tilt))
+    return {k: v[slide] for k, v in columns.items()}, np.array(names)[scanner][slide]
+
+
+def clinical(slide: np.ndarray, polyp: np.ndarray, seed: int) -> dict[str, np.ndarray]:
+    """Size of the polyp in millimetres and its site in the colon, one a slide."""
+    slides = slide[-1] + 1
+    spread = column_stream(seed, "size").standard_normal(slides)[slide]
+    right, place = column_stream(seed, "site").random((slides, 2))[slide].T
+    size = np.exp(np.where(polyp, *SIZE[0][::-1]) + SIZE[1] * spread)
+    in_right = right < np.where(polyp, *RIGHT_COLON[::-1])
+    names = np.where(in_right[:, None], RIGHT, LEFT)
+    site = names[np.arange(len(slide)), (3 * place).astype(int)]
+    return {"Polyp Size (mm)": np.clip(np.round(size), 1, 40).astype(int), "Colon Site": site}
+
+
+# --- Drawing -------------------------------------------------------------------------------------
+
+MASKS = ("glands", "lumina", "nuclei", "diagnostic")
+Keep = Callable[[Slide, list[Drawing]], None]
+
+
+def draw_all(
+    cohort: Cohort, keep: Keep, size: int = 224, mpp: float = 2.0, processes: int | None = None
+) -> None:
+    """Draw a cohort on all cores, a slide at a time, and hand each slide to `keep`.
+
+    A slide has its own seed, so the number of processes changes nothing; memory stays flat.
+    """
+    jobs = (delayed(_draw)(cohort.one(i), keep, size, mpp) for i in range(cohort.slides))
+    # joblib's own processes: no fork of a process with threads, no `__main__` guard in a script
+    with progress(len(cohort.seeds), "drawing tissue") as bar:
+        for drawn in Parallel(n_jobs=processes or cpu_count(), return_as="generator")(jobs):
+            bar.update(drawn)
+
+
+def _draw(slide: Slide, keep: Keep, size: int, mpp: float) -> int:
+    threads = cv2.getNumThreads()
+    cv2.setNumThreads(1)  # there is a process a core
+    try:
+        keep(slide, slide.draw(size, mpp))
+    finally:
+        cv2.setNumThreads(threads)
+    return len(slide.parameters)
+
+
+def to_arrays(folder: Path, slide: Slide, drawings: list[Drawing]) -> None:
+    """Keep images and diagnostic regions in the `images.npy` and `masks.npy` of a folder."""
+    images = np.load(folder / "images.npy", mmap_mode="r+")
+    masks = np.load(folder / "masks.npy", mmap_mode="r+")
+    for row, drawing in enumerate(drawings, slide.first):
+        images[row], masks[row] = drawing.image, drawing.diagnostic
+
+
+def to_files(folder: Path, slide: Slide, drawings: list[Drawing]) -> None:
+    """Save each tile in `images/` and its masks, 0 or 255, in `masks/<what>/`, as PNG."""
+    for name, drawing in zip(slide.names, drawings, strict=True):
+        Image.fromarray(drawing.image.transpose(1, 2, 0)).save(folder / "images" / name)
+        for mask in MASKS:
+            path = folder / "masks" / mask / name
+            Image.fromarray(getattr(drawing, mask) * 255).save(path)
