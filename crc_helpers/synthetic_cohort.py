@@ -229,8 +229,8 @@ def plan_morphology(
         name: np.clip(1 + (gain / mean - 1) * (1 - severity), 0, 2) for name, gain in gains.items()
     }
     rich = uniform["rich"] < np.where(polyp, 0.10, 0.20)  # goblet-rich HP
-    goblets = np.clip(0.42 + 0.25 * rich - 0.06 * polyp + 0.15 * normal["goblets"], 0, 1)
-    at_base = np.clip(0.10 + 0.25 * polyp + 0.25 * rich + 0.10 * normal["base"], 0, 1)
+    goblets = np.clip(0.42 + 0.25 * rich - 0.10 * polyp + 0.18 * normal["goblets"], 0, 1)
+    at_base = np.clip(0.12 + 0.18 * polyp + 0.25 * rich + 0.12 * normal["base"], 0, 1)
     prolapsed = uniform["prolapsed"] < np.where(polyp, 0.08, 0.16)
     return columns | {
         "goblet_share": goblets,
@@ -238,8 +238,8 @@ def plan_morphology(
         "serration": 0.5 + 0.5 * uniform["serration"],
         # HP gapes more, SSA stands wider apart: the shares of white, of gland and of stroma, which
         # a colour meter can see, tell the two apart badly.
-        "gape": np.clip(0.65 - 0.35 * polyp + 0.25 * normal["gape"], 0, 1),
-        "mucus": np.clip(0.3 + 0.1 * polyp + 0.3 * normal["mucus"], 0, 1),
+        "gape": np.clip(0.70 - 0.5 * polyp + 0.25 * normal["gape"], 0, 1),
+        "mucus": np.clip(0.35 + 0.3 * normal["mucus"], 0, 1),
         "branching": 0.14 + 0.16 * uniform["branching"] + 0.15 * polyp,
         "prolapse": prolapsed * (0.4 + 0.6 * uniform["prolapse"]),
         "base_position": 0.68 + 0.26 * uniform["position"],
@@ -286,7 +286,7 @@ def plan_slides(
         low, high = TissueParameters.__dataclass_fields__[name].metadata["bounds"]
         columns[name] = np.clip(values, low, high)
     plane, tilt = column_stream(seed, "plane").random((slides, 2)).T
-    columns["cut_angle"] = np.where(plane < 0.62, 7 * tilt, 25 + 65 * np.sqrt(tilt))
+    columns["cut_angle"] = np.where(plane < 0.62, 7 * tilt, 25 + 45 * np.sqrt(tilt))
     return {k: v[slide] for k, v in columns.items()}, np.array(names)[scanner][slide]
 
 

@@ -785,7 +785,7 @@ def stain(
     depth = to_membrane / (to_membrane + np.minimum(to_lumen, 30 * k) + 0.1)
     label = scene.label[::SUPERSAMPLING, ::SUPERSAMPLING]
     dark = darkness(scene, label, scene.height(label, scene.h))
-    cell_h = 0.62 - 0.30 * depth + 0.3 * dark + 0.11 * fine + 0.07 * mid + 0.16 * cover["border"]
+    cell_h = 0.64 - 0.30 * depth + 0.2 * dark + 0.11 * fine + 0.07 * mid + 0.16 * cover["border"]
     brush = np.exp(-((to_lumen / (1.6 * k)) ** 2))
     cell_e = 0.36 + 0.05 * (mid + fine) + 0.18 * brush + 0.10 * (1 - depth)
     h = blend(h, blend(cell_h, 0.13 + 0.04 * mid, cover["mucin"]), cover["gland"])
