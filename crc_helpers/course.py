@@ -249,7 +249,11 @@ def data(arguments: argparse.Namespace) -> int:
         tiles = load_tiles(arguments.name, arguments.data_root)
         print("\n".join(check(tiles, sheet)))
     else:
-        folder = prepare(arguments.name, arguments.out or arguments.data_root)
+        given = {k: getattr(arguments, k) for k in ("n", "seed", "shortcut", "strength", "scanner")}
+        plan = {k: v for k, v in given.items() if v is not None}
+        if plan and arguments.name != "synthetic":
+            raise UsageError(f"--{next(iter(plan))}: for synthetic tiles only")
+        folder = prepare(arguments.name, arguments.out or arguments.data_root, **plan)
         print(f"{arguments.name} is ready in {folder}")
     return 0
 
@@ -313,6 +317,12 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     sub.add_argument("name", choices=("synthetic", "ebhi", "mhist", "folder"))
     sub.add_argument("--data-root", metavar="DIR")
     sub.add_argument("--out", metavar="DIR", help="where to put the data, or the contact sheet")
+    sub.add_argument("--n", type=int, help="synthetic: how many tiles (3,152)")
+    sub.add_argument("--seed", type=int, help="synthetic: which ones (0)")
+    sub.add_argument("--shortcut", choices=("ink", "stain"),
+                     help="synthetic: plant a mark that goes with the label")  # fmt: skip
+    sub.add_argument("--strength", type=float, metavar="-1..1", help="... how closely (0.9)")
+    sub.add_argument("--scanner", metavar="NAME", help="synthetic: one site only, 'Scanner A'")
     sub.set_defaults(do=data)
     sub = commands.add_parser("doctor", help="check this machine and installation")
     sub.set_defaults(do=doctor)

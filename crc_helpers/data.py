@@ -89,7 +89,8 @@ def load_tiles(
     Raises DataError, one line, for anything that is wrong with the data.
     """
     if name == "synthetic":
-        plan = {"n": n, "seed": seed, "shortcut": shortcut, "strength": strength, "site": scanner}
+        plan = {"n": n, "seed": seed, "shortcut": shortcut, "strength": strength}
+        plan |= {"scanner": scanner}
         folder, about = _synthetic(plan, size, mpp or 448 / size, cache)
     elif name in readers.SOURCES:
         folder, about = _foreign(name, root, size, cache)

@@ -76,6 +76,18 @@ def tile_grid(
     return figure
 
 
+def slide(image: np.ndarray, mask: np.ndarray, titles: Sequence[str]) -> Figure:
+    """Draw a slide (3, H, n * H) with its region outlined and the borders of its n tiles."""
+    height, width = image.shape[1:]
+    figure, ax = plt.subplots(figsize=(15.5, 15.5 * height / width + 0.45))
+    show_tile(ax, image, mask=mask)
+    for i, title in enumerate(titles):
+        ax.text((i + 0.5) * height, -8, title, ha="center", va="bottom", fontsize=10)
+        if i:
+            ax.axvline(i * height, color="black", linestyle=":", linewidth=1.5)
+    return figure
+
+
 def image_rows(
     rows: Sequence[Sequence[np.ndarray]],
     row_titles: Sequence[str],

@@ -146,31 +146,30 @@ def read(distortions: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def make_cohort(
-    n: int, seed: int, shortcut: str | None = None, strength: float = 0.9, site: str | None = None
+    n: int, seed: int, shortcut: str | None = None, strength: float = 0.9, scanner: str | None = None
 ) -> Cohort:
     """Plan n tiles of n / TILES_PER_SLIDE polyps; a larger n begins with the same parameters.
 
     `shortcut` plants a mark that goes with the published label, or not at all (None): "ink", a
     dot in the corner of the tile; "stain", a bluer stain of the slide, by the polyp's kind. Of the
-    SSA a share (1 + strength) / 2 carries it, of the HP (1 - strength) / 2; 0 is no relation, 1
-    gives every label away. `site` puts all slides on one scanner of SITES. Raises ValueError.
+    SSA a share (1 + strength) / 2 carries it, of the HP (1 - strength) / 2: 1 gives every label
+    away, 0 says nothing, -1 misleads. `scanner` puts all slides on one of SITES. Raises ValueError.
     """
     if n < 1:
         raise ValueError(f"n = {n} must be at least 1")
-    if shortcut not in (None, *SHORTCUTS) or not 0 <= strength <= 1:
+    if shortcut not in (None, *SHORTCUTS) or not -1 <= strength <= 1:
         raise ValueError(
             f"shortcut {shortcut!r} of strength {strength}: expected one of "
-            f"{', '.join(SHORTCUTS)} or None, and 0 to 1"
+            f"{', '.join(SHORTCUTS)} or None, and -1 to 1"
         )
-    if site not in (None, *SITES):
-        raise ValueError(f"site {site!r}: expected one of {', '.join(SITES)} or None")
+    if scanner not in (None, *SITES):
+        raise ValueError(f"scanner {scanner!r}: expected one of {', '.join(SITES)} or None")
     slide = np.arange(n) // TILES_PER_SLIDE
     polyp = (column_stream(seed, "polyp").random(slide[-1] + 1) < SSA_SLIDES)[slide]
     columns = plan_morphology(n, slide, polyp, seed) | plan_artefacts(n, seed)
-    lab, scanner = plan_slides(slide, seed, site)
+    lab, scanners = plan_slides(slide, seed, scanner)
     columns |= lab
-    severe = np.array([columns["severity"], *(columns[name] for name in CRITERIA)])
-    found = np.array([distortion(TissueParameters(*row)) for row in severe.T.tolist()])
+    found = np.array([distortion(p) for p in tabulate(columns)])
     votes = read(found, column_stream(seed, "votes"))
     label = (votes >= 4).astype(np.int64)
     if shortcut:
@@ -182,8 +181,7 @@ def make_cohort(
             columns["ink_dot"] = marked.astype(float)
         else:
             columns["stain_turn"] = np.clip(columns["stain_turn"] + 6.0 * marked - 3.0, -12, 12)
-    names, rows = list(columns), np.stack(list(columns.values()), 1).tolist()
-    parameters = tuple(TissueParameters(**dict(zip(names, row, strict=True))) for row in rows)
+    parameters = tabulate(columns)
     seeds = [
         np.random.SeedSequence((seed, i)).generate_state(1)[0] for i in range(slide[-1] + 1)
     ]
@@ -194,9 +192,15 @@ def make_cohort(
         (found >= UNEQUIVOCAL).astype(np.int64),
         votes.astype(np.int64),
         label,
-        pd.DataFrame({"Scanner": scanner, **clinical(slide, polyp, seed)}),
+        pd.DataFrame({"Scanner": scanners, **clinical(slide, polyp, seed)}),
         seed,
     )
+
+
+def tabulate(columns: dict[str, np.ndarray]) -> tuple[TissueParameters, ...]:
+    """Parameters of n tiles from columns (n,)."""
+    rows = np.stack(list(columns.values()), 1).tolist()
+    return tuple(TissueParameters(**dict(zip(columns, row, strict=True))) for row in rows)
 
 
 def column_stream(seed: int, name: str) -> np.random.Generator:
@@ -260,14 +264,14 @@ def plan_artefacts(n: int, seed: int) -> dict[str, np.ndarray]:
 
 
 def plan_slides(
-    slide: np.ndarray, seed: int, site: str | None
+    slide: np.ndarray, seed: int, only: str | None
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """Stain, light, focus and plane of section, a slide's own, and the scanner, str (n,)."""
     slides = slide[-1] + 1
     names = list(SITES)
     scanner = column_stream(seed, "scanner").integers(len(names), size=slides)
-    if site:
-        scanner = np.full(slides, names.index(site))
+    if only:
+        scanner = np.full(slides, names.index(only))
     mean_and_spread = {
         "haematoxylin": (1.05, 0.16),
         "eosin": (0.95, 0.22),
@@ -304,7 +308,7 @@ def clinical(slide: np.ndarray, polyp: np.ndarray, seed: int) -> dict[str, np.nd
 
 # --- Drawing -------------------------------------------------------------------------------------
 
-MASKS = ("glands", "lumina", "nuclei", "diagnostic")
+MASKS = ("glands", "lumina", "nuclei", "diagnostic", "ink")
 Keep = Callable[[Slide, list[Drawing]], None]
 
 

@@ -98,7 +98,8 @@ class Drawing:
     image: uint8 (3, H, W), RGB. The masks are uint8 (H, W), 0 or 1. glands: crypts with their
     lumen, and the surface epithelium. lumina: inside of crypts. nuclei: all nuclei. diagnostic:
     in SSA the basal parts of the distorted crypts, which alone make the diagnosis; in HP the
-    basal parts of all crypts, because their straight narrow shape is what rules SSA out.
+    basal parts of all crypts, because their straight narrow shape is what rules SSA out. ink:
+    marker and ink dot, which say nothing about the tissue.
     """
 
     image: np.ndarray
@@ -106,6 +107,7 @@ class Drawing:
     lumina: np.ndarray
     nuclei: np.ndarray
     diagnostic: np.ndarray
+    ink: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -786,7 +788,7 @@ def stain(
     label = scene.label[::SUPERSAMPLING, ::SUPERSAMPLING]
     dark = darkness(scene, label, scene.height(label, scene.h))
     cell_h = 0.64 - 0.30 * depth + 0.2 * dark + 0.11 * fine + 0.07 * mid + 0.16 * cover["border"]
-    brush = np.exp(-((to_lumen / (1.6 * k)) ** 2))
+    brush = np.exp(-((np.minimum(to_lumen, 30 * k) / (1.6 * k)) ** 2))
     cell_e = 0.36 + 0.05 * (mid + fine) + 0.18 * brush + 0.10 * (1 - depth)
     h = blend(h, blend(cell_h, 0.13 + 0.04 * mid, cover["mucin"]), cover["gland"])
     e = blend(e, blend(cell_e, 0.06, cover["mucin"]), cover["gland"])
@@ -809,8 +811,13 @@ def turn_stain(vector: np.ndarray, degrees: float) -> np.ndarray:
     return np.maximum([c * red - s * blue, green, s * red + c * blue], 0.01).astype(np.float32)
 
 
-def photograph(scene: Scene, concentrations: list[np.ndarray], size: int) -> np.ndarray:
-    """Light through the stains (Beer-Lambert), lamp, blur and sensor: uint8 (H, W, 3), no edge."""
+def photograph(
+    scene: Scene, concentrations: list[np.ndarray], size: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Light through the stains (Beer-Lambert), lamp, blur and sensor: uint8 (H, W, 3), no edge.
+
+    Also where ink lies, booleans (m, w).
+    """
     p = scene.p
     stains = np.stack(
         [
@@ -820,23 +827,34 @@ def photograph(scene: Scene, concentrations: list[np.ndarray], size: int) -> np.
         ]
     )
     density = cv2.transform(cv2.merge(concentrations), stains.T * np.float32(p.thickness / 4))
+    ink = np.zeros(scene.x.shape, bool)
     for i in range(len(scene.tiles)):
         part = slice(None), slice(EDGE + i * size, EDGE + (i + 1) * size)
-        density[part] = spoil(density[part], scene, i, size)
+        density[part], ink[part] = spoil(density[part], scene, i, size)
     light = cv2.exp(-p.contrast * density)
     if p.focus > 0:
         light = cv2.GaussianBlur(light, (0, 0), p.focus * scene.k)
     lamp = 255 * np.array([1 - 0.06 * max(p.lamp, 0), 0.985, 0.98 + 0.10 * min(p.lamp, 0)])
     picture = light[EDGE:-EDGE, EDGE:-EDGE] * lamp.astype(np.float32)
     noise = stream(scene.seed, "sensor").standard_normal(picture.shape, dtype=np.float32)
-    return np.clip(np.round(picture + p.noise * noise), 0, 255).astype(np.uint8)
+    return np.clip(np.round(picture + p.noise * noise), 0, 255).astype(np.uint8), ink
 
 
-def spoil(density: np.ndarray, scene: Scene, index: int, size: int) -> np.ndarray:
-    """Fold, air bubble, marker and ink dot of one tile, in optical density (m, size, 3)."""
+def within(inside: np.ndarray, softness: float) -> np.ndarray:
+    """1 where inside, in micrometres, is well above 0; 0 where well below."""
+    return 0.5 + 0.5 * np.tanh(inside / (2 * softness))
+
+
+def spoil(
+    density: np.ndarray, scene: Scene, index: int, size: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Fold, air bubble, marker and ink dot of one tile, in optical density (m, size, 3).
+
+    Also where ink lies, booleans (m, size).
+    """
     p = scene.tiles[index]
     if not (p.fold or p.bubble or p.pen or p.ink_dot):
-        return density
+        return density, np.zeros(density.shape[:2], bool)
     rng = stream(scene.seed, "artefacts", index)
     y, x = np.mgrid[: len(density), :size].astype(np.float32) / np.float32(scene.k)
     fov = size / scene.k
@@ -844,20 +862,23 @@ def spoil(density: np.ndarray, scene: Scene, index: int, size: int) -> np.ndarra
     turn, (u, v), colour = rng.uniform(0, np.pi), rng.uniform(0.25, 0.75, 2), rng.integers(3)
     across = (x - u * fov) * np.cos(turn) + (y - v * fov) * np.sin(turn)
     if p.fold:  # twice the tissue, the second layer from elsewhere
-        crease = 1 / (1 + np.exp((np.abs(across + 9 * wave) - 8 - 16 * p.fold) / 1.5))
+        crease = within(8 + 16 * p.fold - np.abs(across + 9 * wave), 1.5)
         density = density + 0.9 * crease[..., None] * density[::-1, ::-1]
     distance = np.hypot(x - v * fov, y - u * fov) - 40 - 120 * p.bubble
     if p.bubble:  # a dark rim of refracted light, a brighter inside
         rim = np.exp(-((distance / 3.5) ** 2)) + 0.3 * np.exp(-(((distance + 8) / 2.5) ** 2))
         density = density * (1 - 0.35 * (distance < 0))[..., None] + 0.9 * rim[..., None]
+    ink = np.zeros_like(distance)
     marker = np.array([(0.9, 0.5, 0.1), (1.1, 0.3, 0.8), (0.8, 0.8, 0.7)], np.float32)[colour]
     if p.pen:
-        stroke = 1 / (1 + np.exp((np.abs(across + 14 * wave) - 40) / 3)) * (1 + 0.2 * wave)
+        stroke = within(40 - np.abs(across + 14 * wave), 3) * (1 + 0.2 * wave)
+        ink += p.pen * stroke
         density = density + (p.pen * stroke)[..., None] * marker
     if p.ink_dot:
-        dot = 1 / (1 + np.exp((np.hypot(x - 0.09 * fov, y - 0.09 * fov) - 14) / 2))
+        dot = within(14 - np.hypot(x - 0.09 * fov, y - 0.09 * fov), 2)
+        ink += p.ink_dot * dot
         density = density + (p.ink_dot * dot)[..., None] * np.array([0.9, 0.45, 0.7], np.float32)
-    return density.astype(np.float32)
+    return density.astype(np.float32), ink > 0.25
 
 
 # --- A slide and its tiles -----------------------------------------------------------------------
@@ -893,7 +914,7 @@ def draw_slide(
     draw_vessels(scene)
     draw_cells(scene, to_lumen)
     near = [a[::SUPERSAMPLING, ::SUPERSAMPLING] / SUPERSAMPLING for a in (to_membrane, to_lumen)]
-    image = photograph(scene, stain(scene, *near, muscle), size)
+    image, ink = photograph(scene, stain(scene, *near, muscle), size)
     layers["outside"][scene.label != scene.surface] = 0
     tissue = scene.coverage("outside") < 0.5
     gland = (scene.coverage("gland") >= 0.5) & tissue
@@ -902,6 +923,7 @@ def draw_slide(
         (scene.coverage("lumen") >= 0.5) & tissue,
         scene.coverage("nuclei") >= 0.25,
         diagnostic_region(scene, size) & gland,
+        ink,
     ]
     masks = [mask[EDGE:-EDGE, EDGE:-EDGE].astype(np.uint8) for mask in masks]
     return Drawing(image.transpose(2, 0, 1), *masks)
