@@ -43,13 +43,13 @@ READER_SKILL = 7.4 * np.array([0.8, 1.3, 1.0, 1.2, 0.9, 1.1, 0.7])  # slope of t
 SITES = {
     "Scanner A": {},
     "Scanner B": {
-        "haematoxylin": -0.16,
-        "eosin": 0.25,
-        "stain_turn": -4.5,
-        "lamp": -0.9,
-        "contrast": -0.14,
-        "focus": 0.5,
-        "noise": 2.5,
+        "haematoxylin": -0.22,
+        "eosin": 0.30,
+        "stain_turn": -6.0,
+        "lamp": -1.0,
+        "contrast": -0.2,
+        "focus": 1.0,
+        "noise": 3.0,
     },
 }
 # Polyp size (logarithm of millimetres, mean and spread) and share in the right colon of either
@@ -278,10 +278,10 @@ def plan_slides(
         "stain_turn": (1.5, 4.0),
         "lamp": (0.3, 0.35),
         "contrast": (1.05, 0.06),
-        "focus": (1.0, 0.35),
+        "focus": (0.6, 0.25),
         "noise": (2.0, 0.3),
         "cellularity": (0.5, 0.2),
-        "thickness": (4.0, 0.45),
+        "thickness": (4.5, 0.5),
     }
     columns = {}
     for name, (mean, spread) in mean_and_spread.items():
@@ -290,7 +290,7 @@ def plan_slides(
         low, high = TissueParameters.__dataclass_fields__[name].metadata["bounds"]
         columns[name] = np.clip(values, low, high)
     plane, tilt = column_stream(seed, "plane").random((slides, 2)).T
-    columns["cut_angle"] = np.where(plane < 0.62, 7 * tilt, 25 + 45 * np.sqrt(tilt))
+    columns["cut_angle"] = np.where(plane < 0.68, 6 * tilt, 50 + 35 * tilt)
     return {k: v[slide] for k, v in columns.items()}, np.array(names)[scanner][slide]
 
 

@@ -77,7 +77,7 @@ class TissueParameters:
     stain_turn: float = bounded(0.0, -12, 12)  # degrees that the stain vectors turn, red to blue
     lamp: float = bounded(0.0, -1, 1)  # colour of the light, -1 yellow to 1 blue
     contrast: float = bounded(1.0, 0.7, 1.4)  # exponent of the scanner's tone curve
-    focus: float = bounded(1.0, 0, 5)  # blur, standard deviation in micrometres
+    focus: float = bounded(0.7, 0, 5)  # blur, standard deviation in micrometres
     noise: float = bounded(2.0, 0, 10)  # sensor noise, standard deviation in grey levels
     fold: float = bounded(0.0, 0, 1)  # a crease where the section lies double
     bubble: float = bounded(0.0, 0, 1)  # an air bubble under the cover slip
@@ -192,7 +192,7 @@ def lay_out(tiles: Sequence[TissueParameters], seed: int, fov: float = 448.0) ->
     x = width / 2 + (column + offset + 0.5 * (row % 2) + 0.07 * swing[0]) * dx
     # The section meets the first row near its axis.
     z = (row + np.where(row == 0, 0.025, 0.05) * swing[1]) * dz
-    susceptibility = u[6] ** (1 / 3)  # a polyp's crypts resemble each other
+    susceptibility = u[6] ** (1 / 4)  # a polyp's crypts resemble each other
     tile = np.clip(x / fov, 0, len(tiles) - 1).astype(int)
     worst, own = np.array([distortion(tile) for tile in tiles]), tile
     for step in (-1, 1):
@@ -218,9 +218,10 @@ def lay_out(tiles: Sequence[TissueParameters], seed: int, fov: float = 448.0) ->
 # --- Crypts --------------------------------------------------------------------------------------
 
 
-def visible(feature: float) -> float:
+def visible(feature: np.ndarray) -> np.ndarray:
     """How much of a feature shows, 0 to 1: a mild one hardly, a florid one plainly."""
-    return feature**3 * (6 * feature**2 - 15 * feature + 10)
+    f = np.clip((np.asarray(feature) - 0.2) / 0.6, 0, 1)
+    return f**3 * (6 * f**2 - 15 * f + 10)
 
 
 def wobble(start: np.ndarray | float, t: np.ndarray, cycles: float) -> np.ndarray:
@@ -678,8 +679,9 @@ def draw_epithelium(
     dark, crowd = darkness(scene, label, height), scene.clouds[1][coarse]
     angle = np.arctan2(inward[:, 1], inward[:, 0])
     tip = points + inward * (0.95 * thick)[:, None]
-    for a, b in zip(points.astype(int).tolist(), tip.astype(int).tolist(), strict=True):
-        cv2.line(layers["border"], a, b, 255)
+    greys = (255 * u[7] ** 2).astype(int).tolist()  # some cells stain darker than others
+    for a, b, grey in zip(points.astype(int).tolist(), tip.astype(int).tolist(), greys, strict=True):
+        cv2.line(layers["border"], a, b, grey, 1 + (grey > 120))
     share = np.interp(height, [0.15, 0.45], [p.goblet_share_at_base, p.goblet_share])
     goblet = (u[0] < share) & (thick > 11 * k)
     mucin = points + inward * (thick * (0.52 + 0.2 * u[1]))[:, None]
@@ -780,24 +782,24 @@ def stain(
     upright = fibres(grain, scene.x, scene.v, wave)
     streaks = blend(upright, fibres(grain, scene.v, scene.x, wave), muscle)
     strand = scene.p.prolapse * np.clip(upright + 0.6, 0, 1) * (1 - muscle)  # ascending muscle
-    h = 0.13 + 0.05 * (mid + fine + muscle)
-    e = 0.28 + 0.22 * (muscle + strand) + 0.13 * streaks + 0.07 * slow + 0.06 * mid
+    h = 0.16 + 0.06 * (mid + 1.5 * fine + muscle)
+    e = 0.40 + 0.30 * (muscle + strand) + 0.20 * streaks + 0.10 * slow + 0.08 * (mid + fine)
     h, e = blend(h, 0.05, cover["vessel"]), blend(e, 0.10, cover["vessel"])
     # Epithelium: basal cytoplasm darker, apical paler with microvesicles, a brush border.
     depth = to_membrane / (to_membrane + np.minimum(to_lumen, 30 * k) + 0.1)
     label = scene.label[::SUPERSAMPLING, ::SUPERSAMPLING]
     dark = darkness(scene, label, scene.height(label, scene.h))
-    cell_h = 0.64 - 0.30 * depth + 0.2 * dark + 0.11 * fine + 0.07 * mid + 0.16 * cover["border"]
+    cell_h = 0.88 - 0.42 * depth + 0.25 * dark + 0.14 * fine + 0.07 * mid + 0.45 * cover["border"]
     brush = np.exp(-((np.minimum(to_lumen, 30 * k) / (1.6 * k)) ** 2))
-    cell_e = 0.36 + 0.05 * (mid + fine) + 0.18 * brush + 0.10 * (1 - depth)
-    h = blend(h, blend(cell_h, 0.13 + 0.04 * mid, cover["mucin"]), cover["gland"])
-    e = blend(e, blend(cell_e, 0.06, cover["mucin"]), cover["gland"])
+    cell_e = 0.55 + 0.07 * (mid + fine) + 0.25 * brush + 0.15 * (1 - depth)
+    h = blend(h, blend(cell_h, 0.20 + 0.05 * mid, cover["mucin"]), cover["gland"])
+    e = blend(e, blend(cell_e, 0.12, cover["mucin"]), cover["gland"])
     e = e + 0.2 * np.exp(-((to_membrane / (1.3 * k)) ** 2)) * cover["gland"]
     slime = np.clip(0.24 * scene.p.mucus * (1 + 0.5 * slow + 0.25 * mid), 0, 0.35)
     slime = slime * (1 - cover["outside"])
     h, e = blend(h, slime, cover["lumen"]), blend(e, 0.02 + 0.4 * slime, cover["lumen"])
     chromatin = cover["nuclei"] * (1 - cover["lumen"])
-    h, e = h + chromatin * (1.8 + 0.25 * fine), e + 0.15 * chromatin
+    h, e = h + chromatin * (2.1 + 0.35 * fine), e + 0.2 * chromatin
     return [
         np.maximum(a, 0).astype(np.float32)
         for a in (blend(h, 0, cover["red"]), blend(e, 0.75, cover["red"]), 0.5 * cover["red"])
@@ -875,9 +877,9 @@ def spoil(
         ink += p.pen * stroke
         density = density + (p.pen * stroke)[..., None] * marker
     if p.ink_dot:
-        dot = within(14 - np.hypot(x - 0.09 * fov, y - 0.09 * fov), 2)
+        dot = within(30 - np.hypot(x - 0.13 * fov, y - 0.13 * fov), 2)
         ink += p.ink_dot * dot
-        density = density + (p.ink_dot * dot)[..., None] * np.array([0.9, 0.45, 0.7], np.float32)
+        density = density + (p.ink_dot * dot)[..., None] * np.array([1.4, 0.6, 0.9], np.float32)
     return density.astype(np.float32), ink > 0.25
 
 

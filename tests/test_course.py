@@ -42,6 +42,8 @@ def test_bad_lesson_range_is_refused(which):
         (["data", "check", "ebhi", "--data-root", "/no/such/place"], "/no/such/place"),
         (["data", "prepare", "mhist"], "form"),
         (["data", "prepare", "folder"], "--data-root"),
+        (["data", "prepare", "mhist", "--n", "5"], "--n: for synthetic"),
+        (["data", "prepare", "synthetic", "--n", "1"], "n = 1"),
     ],
 )
 def test_what_the_user_can_mend_is_one_line_and_status_2(arguments, words, tmp_path, capsys):

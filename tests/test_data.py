@@ -469,58 +469,40 @@ def test_ebhi_real_tiles(tmp_path):
 # --- synthetic -----------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def stub(monkeypatch):
-    """A generator that needs no time: a flat tile in the value of its seed."""
-    from crc_helpers import synthetic_tissue
-
-    def make_cohort(n, seed):
-        order = np.arange(n)
-        return types.SimpleNamespace(
-            parameters=tuple(order), seeds=order + 1000 * seed, label=order % 2,
-            slide=np.array([f"slide{i // 4}" for i in order]), votes=np.where(order % 2, 6, 1),
-        )  # fmt: skip
-
-    def draw(parameter, seed, size=224):
-        image = np.full((3, size, size), seed % 256, np.uint8)
-        return types.SimpleNamespace(image=image, diagnostic=np.ones((size, size), np.uint8))
-
-    monkeypatch.setattr(synthetic_tissue, "make_cohort", make_cohort, raising=False)
-    monkeypatch.setattr(synthetic_tissue, "draw", draw)
-    monkeypatch.setattr(data, "cpu_count", lambda: 1)  # other processes would not see the stub
+def test_synthetic_tiles():
+    tiles = load_tiles(n=20, seed=1, size=48)
+    assert tiles.images.shape == (20, 3, 48, 48) and tiles.images.std() > 20
+    assert tiles.labels.tolist() == (tiles.votes >= 4).astype(int).tolist()
+    assert len(set(tiles.groups)) == 4 and tiles.partition is None
+    assert tiles.mask_name == "diagnostic region" and tiles.masks.shape == (20, 48, 48)
+    assert tiles.mpp == pytest.approx(448 / 48)  # the same field of view, coarser
+    assert list(tiles.metadata) == ["Scanner", "Polyp Size (mm)", "Colon Site"]
+    assert tiles.subset(np.array([3, 1])).metadata["Scanner"].tolist() == tiles.metadata["Scanner"][[3, 1]].tolist()
+    assert load_tiles(n=20, seed=1, size=48, mpp=2.0).mpp == 2.0
 
 
-def test_synthetic_tiles(stub):
-    tiles = load_tiles(n=40, seed=1, size=8)
-    assert tiles.images.shape == (40, 3, 8, 8)
-    assert tiles.images[:, 0, 0, 0].tolist() == [(1000 + i) % 256 for i in range(40)]
-    assert tiles.labels.tolist() == [0, 1] * 20 and tiles.votes.tolist() == [1, 6] * 20
-    assert len(set(tiles.groups)) == 10 and tiles.partition is None
-    assert tiles.mask_name == "diagnostic region" and tiles.masks.all()
-    assert tiles.mpp == 2.0 * 224 / 8
-    refused(lambda: load_tiles(n=1), "n = 1")
+@pytest.mark.parametrize(
+    "wrong, words",
+    [
+        ({"n": 1}, ["n = 1"]),
+        ({"shortcut": "glue"}, ["glue", "ink, stain"]),
+        ({"scanner": "Scanner C"}, ["Scanner C", "Scanner A"]),
+        ({"shortcut": "ink", "strength": 2}, ["strength 2"]),
+    ],
+)
+def test_impossible_synthetic_tiles_are_refused(wrong, words):
+    refused(lambda: load_tiles(**({"n": 12} | wrong)), *words)
 
 
-def test_synthetic_is_drawn_again_when_it_should(stub, cache, monkeypatch):
+def test_synthetic_is_drawn_again_when_it_should(cache, monkeypatch):
     for _ in range(2):
-        load_tiles(n=4, size=8)
+        load_tiles(n=6, size=24)
     assert len(list(cache.iterdir())) == 1
-    load_tiles(n=4, size=8, seed=1)
+    load_tiles(n=6, size=24, seed=1)
+    load_tiles(n=6, size=24, shortcut="ink")
     monkeypatch.setattr(data, "_code", lambda module: "edited")
-    load_tiles(n=4, size=8)
-    assert len(list(cache.iterdir())) == 3
-
-
-def test_synthetic_is_the_same_for_any_number_of_processes(tmp_path):
-    from crc_helpers import synthetic_tissue
-
-    cohort = synthetic_tissue.make_cohort(20, 3)
-    for processes in (1, 2):
-        (tmp_path / str(processes)).mkdir()
-        data._draw_all(tmp_path / str(processes), cohort, 32, processes)
-    for name in ("images.npy", "masks.npy"):
-        assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "2" / name).read_bytes()
-    assert np.load(tmp_path / "1" / "images.npy").std() > 5
+    load_tiles(n=6, size=24)
+    assert len(list(cache.iterdir())) == 4
 
 
 # --- the cache -----------------------------------------------------------------------------------
@@ -831,10 +813,10 @@ def test_prepare_ebhi_damaged_archive(tmp_path):
     refused(lambda: prepare("ebhi", tmp_path), "x.zip", "damaged", "fetch it again")
 
 
-def test_prepare_others(tmp_path, monkeypatch):
-    asked = []
-    monkeypatch.setattr(data, "load_tiles", lambda name, cache: asked.append((name, cache)))
+def test_prepare_others(tmp_path):
     refused(lambda: prepare("mhist"), "form", "annotations.csv")
     refused(lambda: prepare("folder"), "'folder'", "--data-root")
-    assert prepare("synthetic", tmp_path) == tmp_path
-    assert asked == [("synthetic", tmp_path)]
+    out = tmp_path / "tissue"
+    assert prepare("synthetic", out, n=6, seed=2, shortcut="ink") == out
+    assert len(pd.read_csv(out / "annotations.csv")) == 6
+    assert '"ink"' in (out / "about.json").read_text()

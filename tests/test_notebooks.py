@@ -21,7 +21,7 @@ from PIL import Image
 
 from crc_helpers import augmentation, evaluation, fine_tuning, grad_cam, models, pretraining
 from crc_helpers.course import NOTEBOOKS, PRESETS, lesson_files, main, parameters_of, read_settings
-from crc_helpers.synthetic_tissue import draw, make_cohort
+from crc_helpers.synthetic_cohort import make_cohort
 
 LESSONS = lesson_files()
 ids = [f.stem for f in LESSONS]
@@ -329,10 +329,9 @@ def test_failing_lesson_stops_the_run_with_its_cell_and_message(ci_run, tmp_path
 def write_drawn_tiles(folder, n=160):
     """Write drawn tiles both in MHIST's layout and as a folder a class; return their votes."""
     cohort = make_cohort(n, seed=1)
+    drawings = [drawing for slide in range(cohort.slides) for drawing in cohort.one(slide).draw()]
     for i in range(n):
-        image = Image.fromarray(
-            np.moveaxis(draw(cohort.parameters[i], int(cohort.seeds[i])).image, 0, -1)
-        )
+        image = Image.fromarray(np.moveaxis(drawings[i].image, 0, -1))
         for place in (folder / "images", folder / "by_class" / ("HP", "SSA")[cohort.label[i]]):
             place.mkdir(parents=True, exist_ok=True)
             image.save(place / f"MHIST_{i:03d}.png")
