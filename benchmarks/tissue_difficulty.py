@@ -120,7 +120,9 @@ def main() -> None:
     for lesson in lesson_files("01-04"):
         recipe |= parameters_of(lesson)
     rows = []
-    for seed in range(arguments.first, arguments.first + arguments.seeds):  # none of them used to develop the generator
+    for seed in range(
+        arguments.first, arguments.first + arguments.seeds
+    ):  # none of them used to develop the generator
         rows.append(measure(seed, recipe))
         print(seed, {k: round(float(v), 3) for k, v in rows[-1].items()}, flush=True)
     table = pd.DataFrame(rows)

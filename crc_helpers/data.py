@@ -148,9 +148,7 @@ def _arrays(
     return images, open_memmap(folder / "masks.npy", "w+", np.uint8, (count, size, size))
 
 
-def _open(
-    folder: Path, name: str, about: About, classes: Sequence[str] | str | None
-) -> Tiles:
+def _open(folder: Path, name: str, about: About, classes: Sequence[str] | str | None) -> Tiles:
     masks = None
     try:
         images = np.load(folder / "images.npy", mmap_mode="r")
@@ -284,7 +282,9 @@ def _plan(plan: dict[str, Any]):
         raise DataError(str(error)) from error
 
 
-def write_synthetic(out: Path, n: int = 3152, size: int = 224, mpp: float = 2.0, **plan: Any) -> Path:
+def write_synthetic(
+    out: Path, n: int = 3152, size: int = 224, mpp: float = 2.0, **plan: Any
+) -> Path:
     """Draw a cohort into a folder in MHIST's layout, all or nothing, and return the folder.
 
     `images/`, `annotations.csv` with MHIST's columns and Slide, Scanner, Polyp Size (mm), Colon

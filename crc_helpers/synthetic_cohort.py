@@ -43,13 +43,13 @@ READER_SKILL = 7.4 * np.array([0.8, 1.3, 1.0, 1.2, 0.9, 1.1, 0.7])  # slope of t
 SITES = {
     "Scanner A": {},
     "Scanner B": {
-        "haematoxylin": -0.22,
-        "eosin": 0.30,
-        "stain_turn": -6.0,
+        "haematoxylin": -0.2,
+        "eosin": 0.35,
+        "stain_turn": -7.0,
         "lamp": -1.0,
-        "contrast": -0.2,
-        "focus": 1.0,
-        "noise": 3.0,
+        "contrast": -0.18,
+        "focus": 0.4,
+        "noise": 2.0,
     },
 }
 # Polyp size (logarithm of millimetres, mean and spread) and share in the right colon of either
@@ -146,7 +146,11 @@ def read(distortions: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def make_cohort(
-    n: int, seed: int, shortcut: str | None = None, strength: float = 0.9, scanner: str | None = None
+    n: int,
+    seed: int,
+    shortcut: str | None = None,
+    strength: float = 0.9,
+    scanner: str | None = None,
 ) -> Cohort:
     """Plan n tiles of n / TILES_PER_SLIDE polyps; a larger n begins with the same parameters.
 
@@ -182,9 +186,7 @@ def make_cohort(
         else:
             columns["stain_turn"] = np.clip(columns["stain_turn"] + 6.0 * marked - 3.0, -12, 12)
     parameters = tabulate(columns)
-    seeds = [
-        np.random.SeedSequence((seed, i)).generate_state(1)[0] for i in range(slide[-1] + 1)
-    ]
+    seeds = [np.random.SeedSequence((seed, i)).generate_state(1)[0] for i in range(slide[-1] + 1)]
     return Cohort(
         parameters,
         np.array(seeds, np.int64)[slide],
@@ -224,9 +226,7 @@ def plan_morphology(
     ssa_like = column_stream(seed, "kind").random(n) < np.where(polyp, SSA_TILES[1], SSA_TILES[0])
     halves = [0.5 * column_stream(seed, f"severity {i}").beta(*SEVERITY[i], n) for i in (0, 1)]
     severity = np.where(ssa_like, np.minimum(0.5 + halves[1], 1), np.minimum(halves[0], 0.4999))
-    gains = {
-        name: np.exp(0.35 * column_stream(seed, name).standard_normal(n)) for name in CRITERIA
-    }
+    gains = {name: np.exp(0.35 * column_stream(seed, name).standard_normal(n)) for name in CRITERIA}
     mean = sum(weight * gains[name] for name, weight in CRITERIA.items())
     # A florid crypt meets all criteria; the milder one may meet mainly one of them.
     columns = {"severity": severity} | {
@@ -278,10 +278,10 @@ def plan_slides(
         "stain_turn": (1.5, 4.0),
         "lamp": (0.3, 0.35),
         "contrast": (1.05, 0.06),
-        "focus": (0.6, 0.25),
-        "noise": (2.0, 0.3),
+        "focus": (0.5, 0.2),
+        "noise": (3.0, 0.5),
         "cellularity": (0.5, 0.2),
-        "thickness": (4.5, 0.5),
+        "thickness": (4.8, 0.5),
     }
     columns = {}
     for name, (mean, spread) in mean_and_spread.items():

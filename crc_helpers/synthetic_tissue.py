@@ -21,7 +21,7 @@ CLASS_NAMES = ("HP", "SSA")
 UNEQUIVOCAL = 0.5  # distortion from which a crypt alone makes the diagnosis of SSA
 BASAL_SHARE = 0.27  # the lowest part of a crypt, as a share of its length, that is diagnostic
 CRITERIA = {"basal_dilatation": 0.4, "horizontal_growth": 0.4, "serration_depth": 0.2}
-# What may differ from tile to tile of one slide; all else is the patient's, the lab's, the scanner's.
+# What may differ between tiles of a slide; all else is the patient's, the lab's, the scanner's.
 OF_A_TILE = ("severity", *CRITERIA, "fold", "bubble", "pen", "ink_dot")
 
 # Optical density of unit concentration in red, green and blue. The third is what two stains
@@ -168,7 +168,7 @@ def stream(seed: int, name: str, index: int = 0) -> np.random.Generator:
 
 
 def lattice(seed: int) -> np.ndarray:
-    """Uniform random numbers of every crypt of a slide, (rows, columns, 32); far away they recur."""
+    """Uniform random numbers of each crypt of a slide, (rows, columns, 32); far off they recur."""
     return stream(seed, "crypt").random((16, 128, 32))
 
 
@@ -184,7 +184,7 @@ def lay_out(tiles: Sequence[TissueParameters], seed: int, fov: float = 448.0) ->
     offset = stream(seed, "plane", 1).uniform(-0.5, 0.5)
     # Rows and columns that the section runs through, and those whose feet reach it.
     z = np.sin(np.deg2rad(p.cut_angle)) * fov * (p.base_position - np.array([1, 0]))
-    rows = np.round((z + (-REACH, REACH)) / dz).astype(int)
+    rows = np.round((z + np.array([-REACH, REACH])) / dz).astype(int)
     columns = int((0.5 * width + REACH) / dx) + 1
     row, column = np.mgrid[rows[0] : rows[1] + 1, -columns : columns + 1].reshape(2, -1)
     u = lattice(seed)[row % 16, column % 128].T
@@ -309,7 +309,9 @@ class Tube:
         return self.radius[i] * rim - distance, self.lumen[i] * rim + teeth - distance
 
 
-def tabulate(n: int, lobes: np.ndarray, azimuths: list, starts, lengths, rims, **tables) -> list[Tube]:
+def tabulate(
+    n: int, lobes: np.ndarray, azimuths: list, starts, lengths, rims, **tables
+) -> list[Tube]:
     """n tubes from tables (n, places) or of one row, of any float type."""
     rim = (1 + 0.12 * (rims.T - 0.5) @ RIMS).astype(np.float32)
     places = max(table.shape[-1] for table in tables.values())
@@ -338,7 +340,9 @@ def build(crypts: list[Crypt], p: TissueParameters, seed: int) -> list[list[Tube
     base, dilatation, growth, serration = np.array(features).T[..., None]
     trunks = build_trunks(p, u, base, dilatation, serration)
     tubes = [[trunk] for trunk in trunks]
-    for own, branch, chance in zip(tubes, build_branches(p, u, base, growth, trunks), u[0], strict=True):
+    for own, branch, chance in zip(
+        tubes, build_branches(p, u, base, growth, trunks), u[0], strict=True
+    ):
         if chance < p.branching:
             own.append(branch)
     for feet in build_feet(p, u, base, growth, serration):
@@ -386,7 +390,9 @@ def build_branches(p: TissueParameters, u, base, growth, trunks: list[Tube]) -> 
     t = np.linspace(0, 1, 96)  # from its blind end up to where it leaves the trunk
     left = t * length + 1
     lumen = 4 * cap(np.clip(left - 17, 0, None), 12) * (t < 0.9)
-    leaves = [(trunk.u[int(at)], trunk.w[int(at)]) for trunk, at in zip(trunks, root[:, 0], strict=True)]
+    leaves = [
+        (trunk.u[int(at)], trunk.w[int(at)]) for trunk, at in zip(trunks, root[:, 0], strict=True)
+    ]
     at_u, at_w = np.array(leaves).T[..., None]
     return tabulate(
         n,
@@ -458,7 +464,7 @@ class Scene:
     v: np.ndarray
     h: np.ndarray
     z: np.ndarray
-    clouds: list[np.ndarray]  # noise of 60, 12 and 3 micrometres
+    clouds: list[np.ndarray]  # noise of 60, 12 and 2 micrometres
     label: np.ndarray  # place of the nearest crypt in the list + 1; SURFACE
     layers: dict[str, np.ndarray]
 
@@ -510,7 +516,7 @@ def cut(tiles: Sequence[TissueParameters], seed: int, size: int, mpp: float) -> 
     p, k, fov = tiles[0], 1 / mpp, size * mpp
     shape = size + 2 * EDGE, size * len(tiles) + 2 * EDGE
     rng = stream(seed, "texture")
-    clouds = [cloud(rng, shape, 60 * k, 3), cloud(rng, shape, 12 * k), cloud(rng, shape, 3 * k)]
+    clouds = [cloud(rng, shape, 60 * k, 3), cloud(rng, shape, 12 * k), cloud(rng, shape, 2.2 * k)]
     # The mucosa rises and falls a little, and leans to one side and the other.
     rng, along = stream(seed, "plane"), np.linspace(0, 1, shape[1])
     x = ((np.arange(shape[1], dtype=np.float32) - EDGE + 0.5) * mpp)[None]
@@ -680,7 +686,9 @@ def draw_epithelium(
     angle = np.arctan2(inward[:, 1], inward[:, 0])
     tip = points + inward * (0.95 * thick)[:, None]
     greys = (255 * u[7] ** 2).astype(int).tolist()  # some cells stain darker than others
-    for a, b, grey in zip(points.astype(int).tolist(), tip.astype(int).tolist(), greys, strict=True):
+    for a, b, grey in zip(
+        points.astype(int).tolist(), tip.astype(int).tolist(), greys, strict=True
+    ):
         cv2.line(layers["border"], a, b, grey, 1 + (grey > 120))
     share = np.interp(height, [0.15, 0.45], [p.goblet_share_at_base, p.goblet_share])
     goblet = (u[0] < share) & (thick > 11 * k)

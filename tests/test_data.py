@@ -477,7 +477,10 @@ def test_synthetic_tiles():
     assert tiles.mask_name == "diagnostic region" and tiles.masks.shape == (20, 48, 48)
     assert tiles.mpp == pytest.approx(448 / 48)  # the same field of view, coarser
     assert list(tiles.metadata) == ["Scanner", "Polyp Size (mm)", "Colon Site"]
-    assert tiles.subset(np.array([3, 1])).metadata["Scanner"].tolist() == tiles.metadata["Scanner"][[3, 1]].tolist()
+    assert (
+        tiles.subset(np.array([3, 1])).metadata["Scanner"].tolist()
+        == tiles.metadata["Scanner"][[3, 1]].tolist()
+    )
     assert load_tiles(n=20, seed=1, size=48, mpp=2.0).mpp == 2.0
 
 

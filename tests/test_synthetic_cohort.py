@@ -1,4 +1,4 @@
-"""A cohort: readers like MHIST's, slides, sites, clinical columns, shortcut, and the way to disk."""
+"""A cohort: readers like MHIST's, slides, sites, clinical columns, shortcut, way to disk."""
 
 import json
 
@@ -101,7 +101,9 @@ def test_size_and_site_tell_the_polyps_apart_as_published():
     assert 0.89 < auc < 0.95, auc
 
 
-@pytest.mark.parametrize("strength, ssa, hp", [(1, 1, 0), (0.8, 0.9, 0.1), (0, 0.5, 0.5), (-1, 0, 1)])
+@pytest.mark.parametrize(
+    "strength, ssa, hp", [(1, 1, 0), (0.8, 0.9, 0.1), (0, 0.5, 0.5), (-1, 0, 1)]
+)
 def test_the_ink_goes_with_the_published_label(strength, ssa, hp):
     cohort = make_cohort(3000, 2, "ink", strength)
     inked = np.array([p.ink_dot > 0 for p in cohort.parameters])
@@ -195,7 +197,7 @@ def test_writing_is_all_or_nothing(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(cohorts, "draw_all", fail)
-    with pytest.raises(DataError, match="No space left.*choose another --out"):
+    with pytest.raises(DataError, match=r"No space left.*choose another --out"):
         data.write_synthetic(tmp_path / "tissue", 12)
     assert list(tmp_path.iterdir()) == []
 
@@ -210,5 +212,5 @@ def test_a_damaged_about_file_is_named(written, tmp_path):
 
     copy = shutil.copytree(written, tmp_path / "copy")
     (copy / "about.json").write_text("{")
-    with pytest.raises(DataError, match="about.json"):
+    with pytest.raises(DataError, match=r"about\.json"):
         data.load_tiles("mhist", copy, size=96, cache=tmp_path / "cache")

@@ -165,7 +165,8 @@ def test_tiles_of_a_slide_are_cut_out_of_it():
         window = slide.image[:, :, i * 96 : (i + 1) * 96]
         turned = [np.rot90(window, k, (1, 2)) for k in range(4)]
         assert any(
-            np.array_equal(tile.image, t) or np.array_equal(tile.image, t[..., ::-1]) for t in turned
+            np.array_equal(tile.image, t) or np.array_equal(tile.image, t[..., ::-1])
+            for t in turned
         )
 
 
@@ -231,14 +232,22 @@ def reread(slide) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     scene = tissue.cut(slide.parameters, slide.seed, size, 4.0)
     owner = scene.label[:: tissue.SUPERSAMPLING, :: tissue.SUPERSAMPLING]
     gland = scene.coverage("gland") >= 0.5
-    basal = gland & (scene.height(owner, scene.h) < tissue.BASAL_SHARE) & (owner <= len(scene.crypts))
+    basal = (
+        gland & (scene.height(owner, scene.h) < tissue.BASAL_SHARE) & (owner <= len(scene.crypts))
+    )
     region = tissue.diagnostic_region(scene, size) & gland
     labels, visible, marked = [], [], []
     for i in range(len(slide.parameters)):
-        here = np.s_[tissue.EDGE : -tissue.EDGE, tissue.EDGE + i * size : tissue.EDGE + (i + 1) * size]
+        here = np.s_[
+            tissue.EDGE : -tissue.EDGE, tissue.EDGE + i * size : tissue.EDGE + (i + 1) * size
+        ]
         pixels = np.bincount(owner[here][basal[here]], minlength=len(scene.crypts) + 1)[1:]
         distorted = [c.distortion >= tissue.UNEQUIVOCAL for c in scene.crypts]
-        labels.append(tissue.diagnose([c.distortion for c, n in zip(scene.crypts, pixels, strict=True) if n > 8]))
+        labels.append(
+            tissue.diagnose(
+                [c.distortion for c, n in zip(scene.crypts, pixels, strict=True) if n > 8]
+            )
+        )
         visible.append(pixels[distorted].sum() / size**2)
         marked.append(region[here].mean())
     return np.array(labels), np.array(visible), np.array(marked)
@@ -257,5 +266,3 @@ def test_not_every_crypt_of_an_ssa_is_distorted():
         for seed in range(50)
     ]
     assert 0.2 < np.mean(shares) < 0.8
-
-
