@@ -88,6 +88,21 @@ def slide(image: np.ndarray, mask: np.ndarray, titles: Sequence[str]) -> Figure:
     return figure
 
 
+def films(rows: dict[str, Sequence[tuple[np.ndarray, str]]], width: float = 2.0) -> Figure:
+    """Draw a film a row, its name to the left, a caption over each of its frames (3, H, W)."""
+    frames = len(next(iter(rows.values())))
+    size = (frames * width + 1.4, len(rows) * (width + 0.24))
+    figure, axes = plt.subplots(len(rows), frames, squeeze=False, figsize=size)
+    for line, (name, film) in zip(axes, rows.items(), strict=True):
+        for ax, (image, caption) in zip(line, film, strict=True):
+            show_tile(ax, image)
+            bold = "bold" if caption.endswith("SSA") else "normal"
+            ax.set_title(caption, fontsize=10, fontweight=bold, pad=2)
+        line[0].text(-0.06, 0.5, name, transform=line[0].transAxes, ha="right", va="center",
+                     fontsize=11)  # fmt: skip
+    return figure
+
+
 def image_rows(
     rows: Sequence[Sequence[np.ndarray]],
     row_titles: Sequence[str],

@@ -34,6 +34,8 @@ SUPERSAMPLING = 2  # canvas pixels a tile pixel and axis: smooth edges
 EDGE = 8  # tile pixels drawn around the slide and cut off, so that its border looks like the rest
 CUT_HEIGHT = 45.0  # micrometres above the base at which a cross section meets the first row
 OFF_AXIS = 12.0  # micrometres by which a slanted cut may miss the axis of the first row's bases
+SCRATCH = 110.0  # square micrometres of lumen below which there is none
+LEAN = 0.2  # micrometres aside that crypts lean at most, a micrometre of height
 MEMBRANE = 14.0  # micrometres of lamina propria that two crypts leave between them
 REACH = 140.0  # micrometres from its axis that a crypt may reach
 TAPER = 130.0  # micrometres from a milder neighbour within which a crypt is no worse than it
@@ -189,7 +191,7 @@ def lay_out(tiles: Sequence[TissueParameters], seed: int, fov: float = 448.0) ->
     row, column = np.mgrid[rows[0] : rows[1] + 1, -columns : columns + 1].reshape(2, -1)
     u = lattice(seed)[row % 16, column % 128].T
     swing = 3.4 * (u[:3] + u[3:6] - 1)  # about normal, and never far out
-    x = width / 2 + (column + offset + 0.5 * (row % 2) + 0.07 * swing[0]) * dx
+    x = width / 2 + (column + offset + 0.5 * (row % 2) + 0.09 * swing[0]) * dx
     # The section meets the first row near its axis.
     z = (row + np.where(row == 0, 0.025, 0.05) * swing[1]) * dz
     susceptibility = u[6] ** (1 / 4)  # a polyp's crypts resemble each other
@@ -258,8 +260,8 @@ class Tube:
     """A bent tube of epithelium, tabulated along its length, float32 (n,) a table.
 
     (u, w) is its axis across the direction it runs in: upwards, or with an `azimuth` (radians)
-    along the muscularis. Teeth wind around the lumen as a helix, so that a cut along the tube
-    shows a saw and a cut across it a star.
+    along the muscularis. The phase of the teeth swings around the lumen, so that a cut along the
+    tube shows a saw and a cut across it a star.
     """
 
     azimuth: float | None
@@ -303,7 +305,7 @@ class Tube:
         up = np.broadcast_to(up - self.w[i], across.shape).copy()
         distance, angle = cv2.cartToPolar(across, up)  # 0 to 2 pi
         rim = self.rim[(angle * (64 / (2 * np.pi))).astype(np.int32) & 63]
-        at = 256 * self.phase[i] + (256 * self.lobes / (2 * np.pi)) * angle
+        at = 256 * self.phase[i] + 128 * np.cos(self.lobes * angle)
         teeth = self.tooth[i] * TOOTH[at.astype(np.int32) & 255]
         distance += np.abs(along - inside)
         return self.radius[i] * rim - distance, self.lumen[i] * rim + teeth - distance
@@ -373,7 +375,7 @@ def build_trunks(p: TissueParameters, u, base, dilatation, serration) -> list[Tu
         u[4:10, :, 0],
         u=away * wobble(u[10], t, 1.5) + wobble(u[11], t, 6),
         w=away * wobble(u[12], t, 1.5),
-        radius=outer * cap(s, 0.9 * radius, 2 + 2 * dilatation),
+        radius=outer * cap(s, 0.9 * radius, 2 + dilatation),
         lumen=inner * cap(np.clip(s - 19, 0, None), 14),
         tooth=depth * (0.75 + 0.25 * irregular),
         phase=s / 30 + 0.45 * irregular + u[13],
@@ -427,7 +429,10 @@ def build_feet(p: TissueParameters, u, base, growth, serration) -> list[list[Tub
             length[:, 0],
             u[4:10, :, 0],
             u=3 * wobble(u[21 + i], t, 1) * t,
-            w=base + (0.75 + 0.5 * (1 - t) ** 2) * radius + (24 * u[23] - 6) * t**2,
+            w=base
+            + (0.75 + 0.5 * (1 - t) ** 2) * radius
+            + (30 * u[23] - 6) * t**2
+            + 4 * wobble(u[24], t, 1.5),
             radius=(0.58 + 0.3 * growth) * radius * cap(left, 0.8 * radius),
             lumen=(2 + 12 * growth) * cap(np.clip(left - 17, 0, None), 12),
             tooth=14 * p.serration * serration * np.clip((left - 20) / 10, 0, 1),
@@ -521,7 +526,7 @@ def cut(tiles: Sequence[TissueParameters], seed: int, size: int, mpp: float) -> 
     rng, along = stream(seed, "plane"), np.linspace(0, 1, shape[1])
     x = ((np.arange(shape[1], dtype=np.float32) - EDGE + 0.5) * mpp)[None]
     swell = np.clip(8 * wobble(rng.random(), along, 0.7 * len(tiles)), -9, 9)
-    lean = np.clip(0.07 * wobble(rng.random(), along, 0.5 * len(tiles)), -0.12, 0.12)
+    lean = np.clip(0.12 * wobble(rng.random(), along, 0.5 * len(tiles)), -LEAN, LEAN)
     y = ((np.arange(shape[0], dtype=np.float32) - EDGE + 0.5) * mpp)[:, None]
     v = (p.base_position * fov + swell - y).astype(np.float32)
     c, s = np.cos(np.deg2rad(p.cut_angle)), np.sin(np.deg2rad(p.cut_angle))
@@ -597,7 +602,7 @@ def window(scene: Scene, crypt: Crypt, tube: Tube, c: float, s: float) -> tuple 
         high = min(high, (crypt.z + shift + tube.reach) / s)
     (m, w), top, slack = scene.x.shape, float(scene.v[0, 0]), 20  # the mucosa rises less than that
     rows = max(0, int((top - high - slack) * scene.k)), min(m, int((top - low + slack) * scene.k))
-    middle, half = crypt.x * scene.k + EDGE, (tube.reach + 0.12 * max(high, 0)) * scene.k
+    middle, half = crypt.x * scene.k + EDGE, (tube.reach + LEAN * max(high, 0)) * scene.k
     columns = max(0, int(middle - half)), min(w, int(middle + half) + 2)
     if low > high or rows[0] >= rows[1] or columns[0] >= columns[1]:
         return None
@@ -621,6 +626,9 @@ def settle(scene: Scene) -> tuple[np.ndarray, np.ndarray]:
     k, layers = scene.k * SUPERSAMPLING, scene.layers
     to_membrane = cv2.distanceTransform(layers["gland"], cv2.DIST_L2, 3)
     layers["lumen"][(to_membrane < 9.5 * k) & (layers["outside"] == 0)] = 0
+    # What a tangential cut leaves of single teeth would look like scratches.
+    _, label, stats, _ = cv2.connectedComponentsWithStats(layers["lumen"], connectivity=4)
+    layers["lumen"][(stats[:, cv2.CC_STAT_AREA] < SCRATCH * k**2)[label]] = 0
     to_lumen = cv2.distanceTransform(255 - layers["lumen"], cv2.DIST_L2, 3)
     return to_membrane, to_lumen
 

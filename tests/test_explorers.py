@@ -10,8 +10,14 @@ from PIL import Image
 from traitlets import TraitError
 
 from crc_helpers.data import Tiles
-from crc_helpers.explorers import GradCamExplorer, explanation_figure
+from crc_helpers.explorers import (
+    GradCamExplorer,
+    TissueExplorer,
+    explanation_figure,
+    tissue_figure,
+)
 from crc_helpers.models import Classifier, Encoder
+from crc_helpers.synthetic_tissue import TissueParameters
 
 
 @pytest.fixture
@@ -71,3 +77,50 @@ def test_figure_says_class_layer_and_overlap(parts):
 def test_the_widget_has_its_controls_and_picture(explorer):
     layout = explorer.show()
     assert layout.children[-1] is explorer.picture
+
+
+@pytest.fixture(scope="module")
+def tissue():
+    return TissueExplorer(["severity", "horizontal_growth", "cut_angle", "eosin"], seed=9)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("severity", 0.9), ("horizontal_growth", 2.0), ("cut_angle", 70.0), ("eosin", 1.7)],
+)
+def test_every_slider_of_the_tissue_redraws(tissue, name, value):
+    before = tissue.picture.value
+    tissue.sliders[name].value = value
+    assert tissue.picture.value != before and tissue.message.value == ""
+
+
+def test_another_tile_redraws(tissue):
+    before = tissue.picture.value
+    tissue.seed.value = 10
+    assert tissue.picture.value != before
+
+
+@pytest.mark.parametrize(
+    "severity, label", [(0.3, "HP"), (0.49, "HP"), (0.51, "SSA"), (0.9, "SSA")]
+)
+def test_the_tissue_figure_says_what_the_rule_says(severity, label):
+    figure = tissue_figure(TissueParameters(severity=severity), 3)
+    assert figure._supxlabel.get_text().startswith(f"by the rule: {label} ")
+    votes = [bar.get_height() for bar in figure.axes[2].patches]
+    assert sum(votes) == pytest.approx(1)
+    assert (sum(votes[4:]) > 0.5) == (severity > 0.5) or abs(severity - 0.5) < 0.02
+    plt.close(figure)
+
+
+def test_an_error_becomes_a_sentence_and_the_picture_stays(tissue, monkeypatch):
+    def fail():
+        raise ValueError("the lamp is broken")
+
+    before = tissue.picture.value
+    with monkeypatch.context() as patch:
+        patch.setattr(tissue, "figure", fail)
+        tissue.sliders["severity"].value = 0.11
+        assert tissue.message.value == "Not drawn: the lamp is broken"
+        assert tissue.picture.value == before
+    tissue.sliders["severity"].value = 0.77
+    assert tissue.message.value == "" and tissue.picture.value != before

@@ -90,7 +90,9 @@ def test_the_diagnostic_region_is_there_and_of_moderate_size(drawings):
 
 
 def test_nuclei_are_darker_than_lumina(drawings):
-    for drawing in drawings:
+    open_ = [drawing for drawing in drawings if drawing.lumina.sum() > 50]
+    assert len(open_) > 20  # deep cross sections of HP may be closed
+    for drawing in open_:
         grey = drawing.image.mean(0)
         assert grey[drawing.nuclei > 0].mean() + 40 < grey[drawing.lumina > 0].mean()
 
@@ -265,4 +267,4 @@ def test_not_every_crypt_of_an_ssa_is_distorted():
         np.mean([c.distortion >= tissue.UNEQUIVOCAL for c in tissue.lay_out([p], seed)])
         for seed in range(50)
     ]
-    assert 0.2 < np.mean(shares) < 0.8
+    assert 0.5 < np.mean(shares) < 0.95
