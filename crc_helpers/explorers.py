@@ -2,17 +2,27 @@
 
 import io
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import ipywidgets as widgets
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from sklearn.metrics import precision_recall_curve, roc_curve
 
-from crc_helpers.augmentation import shrink
+from crc_helpers.augmentation import Views, apply, draw_parameters, shrink
 from crc_helpers.data import Tiles
-from crc_helpers.figures import PALETTE, draw_boxes, overlay, show_tile
+from crc_helpers.evaluation import precision_at_prevalence, wilson_interval
+from crc_helpers.figures import (
+    CHANCE,
+    PALETTE,
+    draw_boxes,
+    draw_confusion,
+    overlay,
+    show_tile,
+    tile_grid,
+)
 from crc_helpers.grad_cam import (
     boxes,
     enlarge,
@@ -22,6 +32,7 @@ from crc_helpers.grad_cam import (
     stage_names,
 )
 from crc_helpers.models import Classifier
+from crc_helpers.pretraining import chance_loss, floor_loss
 from crc_helpers.synthetic_cohort import read
 from crc_helpers.synthetic_tissue import (
     CLASS_NAMES,
@@ -121,6 +132,31 @@ class Explorer:
         return widgets.VBox([rows, self.message, self.picture])
 
 
+def named(description: str) -> dict:
+    """Style and width of a control with its name to the left."""
+    return {
+        "description": description,
+        "style": {"description_width": "120px"},
+        "layout": {"width": "400px"},
+    }
+
+
+def slider(description: str, value: float, low: float, high: float) -> widgets.FloatSlider:
+    """A slider of fifty steps that reports when it is let go."""
+    return widgets.FloatSlider(
+        value=value, min=low, max=high, step=(high - low) / 50, continuous_update=False,
+        readout_format=".2f", **named(description),
+    )  # fmt: skip
+
+
+def tile_options(tiles: Tiles, indices: np.ndarray) -> list[tuple[str, int]]:
+    """Number, class and id of tiles, for a list to choose from."""
+    names = [*tiles.class_names, "no label"]
+    return [
+        (f"{k}: {names[tiles.labels[i]]}, {tiles.ids[i]}", int(i)) for k, i in enumerate(indices, 1)
+    ]
+
+
 def tissue_figure(parameters: TissueParameters, seed: int) -> Figure:
     """Draw a tile, the same with the region that decides, and how readers like ours would vote."""
     drawing, found = draw(parameters, seed), distortion(parameters)
@@ -149,19 +185,239 @@ class TissueExplorer(Explorer):
         self.sliders = {}
         for name in names:
             (low, high), value = known[name].metadata["bounds"], known[name].default
-            self.sliders[name] = widgets.FloatSlider(
-                value=value, min=low, max=high, step=(high - low) / 50, description=name,
-                continuous_update=False, readout_format=".2f",
-                style={"description_width": "150px"}, layout={"width": "420px"},
-            )  # fmt: skip
-        self.seed = widgets.BoundedIntText(value=seed, min=0, max=9999, description="which tile",
-                                           style={"description_width": "150px"})  # fmt: skip
+            self.sliders[name] = slider(name.replace("_", " "), value, low, high)
+        self.seed = widgets.BoundedIntText(value=seed, min=0, max=9999, **named("which tile"))
         super().__init__([*self.sliders.values(), self.seed])
 
     def figure(self) -> Figure:
         """Draw the tile of the sliders."""
         values = {name: slider.value for name, slider in self.sliders.items()}
         return tissue_figure(TissueParameters(**values), self.seed.value)
+
+
+def views_figure(
+    image: np.ndarray, views: Views, size: int, seed: int, mask: np.ndarray | None = None
+) -> Figure:
+    """Draw a tile with the outlines of two views of it, the views, and what they keep.
+
+    image: uint8 (3, H, W); mask: uint8 (H, W), the pixels that decide, counted where given.
+    """
+    tile = torch.from_numpy(np.array(image))[None]
+    working = shrink(tile, min(tile.shape[-1], round(size * 4 / 3)))
+    drawn = draw_parameters(2, views, torch.Generator().manual_seed(seed))
+    pair = apply(working.repeat(2, 1, 1, 1), drawn, size).numpy()
+    figure, axes = plt.subplots(1, 3, figsize=(11, 4.4))
+    show_tile(axes[0], image, "the tile, and where the views lie", mask)
+    corners = np.array([[-1, -1, 1], [1, -1, 1], [1, 1, 1], [-1, 1, 1], [-1, -1, 1]])
+    kept = kept_share(mask, drawn.warp.numpy()) if mask is not None and mask.any() else None
+    for i, (view, colour) in enumerate(zip(pair, (PALETTE[1], PALETTE[2]), strict=True)):
+        at = (corners @ drawn.warp[i].numpy().T + 1) / 2 * image.shape[-1]
+        axes[0].plot(*at.T, color=colour, linewidth=2.5, clip_on=True)
+        text = "" if kept is None else f": {kept[i]:.0%} of the pixels that decide"
+        show_tile(axes[i + 1], view, f"view {i + 1}{text}")
+        for side in axes[i + 1].spines.values():
+            side.set(visible=True, color=colour, linewidth=3)
+        axes[i + 1].set(xticks=[], yticks=[], frame_on=True)
+        axes[i + 1].axis("on")
+    axes[0].set(xlim=(0, image.shape[-1]), ylim=(image.shape[-1], 0))
+    if kept is not None:
+        survives = "yes" if kept.min() > 0.5 else "perhaps" if kept.min() > 0.1 else "no"
+        figure.supxlabel(f"Would the diagnosis survive in both views? {survives}", fontsize=12)
+    return figure
+
+
+def kept_share(mask: np.ndarray, matrices: np.ndarray) -> np.ndarray:
+    """Share of the pixels of a mask (H, W) that each view (N, 2, 3) still shows, float (N,)."""
+    rows, columns = np.nonzero(mask)
+    side = np.array(mask.shape[::-1])
+    points = 2 * (np.stack([columns, rows], 1) + 0.5) / side - 1  # (P, 2) in [-1, 1]
+    inside = [
+        np.linalg.solve(m[:, :2].astype(float), (points - m[:, 2]).T).T for m in matrices
+    ]  # tile to view
+    return np.array([(np.abs(place) <= 1).all(1).mean() for place in inside])
+
+
+# Name of a slider: field of Views, lowest and highest value.
+STRENGTHS = {
+    "smallest crop": ("crop", 0.08, 1.0), "rotation (°)": ("rotate", 0, 45),
+    "shear (°)": ("shear", 0, 30), "brightness": ("brightness", 0, 0.8),
+    "contrast": ("contrast", 0, 0.8), "saturation": ("saturation", 0, 0.8),
+    "hue (turns)": ("hue", 0, 0.5), "stain": ("stain", 0, 0.8),
+    "grey, chance": ("grayscale", 0, 1), "blur, chance": ("blur", 0, 1),
+}  # fmt: skip
+
+
+class ViewsExplorer(Explorer):
+    """Two views of a tile, with the strength of every transform a slider.
+
+    indices: rows of `tiles` to choose from; views: the recipe to start from; size: side of a view.
+    """
+
+    def __init__(self, tiles: Tiles, indices: np.ndarray, views: Views, size: int) -> None:
+        self.tiles, self.views, self.size = tiles, views, size
+        self.tile = widgets.Dropdown(options=tile_options(tiles, indices), **named("tile"))
+        self.sliders = {}
+        for label, (name, low, high) in STRENGTHS.items():
+            value = views.crop[0] if name == "crop" else getattr(views, name)
+            self.sliders[name] = slider(label, value, low, high)
+        self.again = widgets.BoundedIntText(value=0, min=0, max=9999, **named("draw number"))
+        super().__init__([self.tile, *self.sliders.values(), self.again])
+
+    def figure(self) -> Figure:
+        """Draw the views that the sliders ask for."""
+        chosen = {name: s.value for name, s in self.sliders.items() if name != "crop"}
+        views = replace(self.views, crop=(self.sliders["crop"].value, 1.0), **chosen)
+        i, masks = self.tile.value, self.tiles.masks
+        mask = None if masks is None else masks[i]
+        return views_figure(self.tiles.images[i], views, self.size, self.again.value, mask)
+
+
+def temperature_figure(
+    similarity: np.ndarray, names: Sequence[str], temperature: float, labels: Sequence[int]
+) -> Figure:
+    """Draw cosines of 2N views, the softmax over them at a temperature, and the loss it gives.
+
+    similarity (2N, 2N), view i and i + N from one tile; labels (N,), of the tiles. Framed: the
+    partner; crossed: false negatives, other tiles of the anchor's class.
+    """
+    n = len(similarity) // 2
+    scores = np.where(np.eye(2 * n, dtype=bool), -np.inf, similarity / temperature)
+    weight = np.exp(scores - scores.max(1, keepdims=True))
+    weight /= weight.sum(1, keepdims=True)
+    partner = np.roll(np.arange(2 * n), n)
+    losses = -np.log(weight[np.arange(2 * n), partner])
+    figure, axes = plt.subplots(1, 3, figsize=(12, 4.2), width_ratios=(1, 1, 0.7))
+    pictures = ((similarity, "cosine", (-1, 1), "coolwarm"),
+                (weight, f"softmax at τ = {temperature:.2f}", (0, 1), "viridis"))  # fmt: skip
+    kinds = np.array([*labels, *labels])
+    for ax, (matrix, title, (low, high), colours) in zip(axes, pictures, strict=False):
+        shown = ax.imshow(matrix, vmin=low, vmax=high, cmap=colours)
+        figure.colorbar(shown, ax=ax, shrink=0.8)
+        ax.set(title=title, xticks=range(2 * n), yticks=range(2 * n))
+        ax.set_xticklabels(names)
+        ax.set_yticklabels(names)
+        for i in range(2 * n):
+            corner = (partner[i] - 0.5, i - 0.5)
+            ax.add_patch(plt.Rectangle(corner, 1, 1, fill=False, ec="k", lw=2))
+            false = (kinds == kinds[i]) & (np.arange(2 * n) % n != i % n)
+            ax.plot(np.flatnonzero(false), np.full(false.sum(), i), "kx", markersize=5)
+    axes[2].barh(range(2 * n), losses, color=PALETTE[0])
+    axes[2].invert_yaxis()
+    marks = (chance_loss(n), "chance", "right"), (floor_loss(n, temperature), "floor", "left")
+    for value, name, side in marks:
+        axes[2].axvline(value, **CHANCE)
+        axes[2].annotate(name, (value, 1.0), xycoords=("data", "axes fraction"), rotation=90,
+                         ha=side, va="top", color="0.35", fontsize=10)  # fmt: skip
+    axes[2].set(
+        xlabel="loss of the anchor", yticks=range(2 * n), title=f"NT-Xent {losses.mean():.3f}"
+    )
+    axes[2].set_yticklabels(names)
+    axes[2].set_xlim(0, max(losses.max(), chance_loss(n)) * 1.08)
+    return figure
+
+
+class TemperatureExplorer(Explorer):
+    """NT-Xent of a few views while the temperature moves; arguments as `temperature_figure`."""
+
+    def __init__(
+        self, similarity: np.ndarray, names: Sequence[str], labels: Sequence[int], start: float
+    ) -> None:
+        self.similarity, self.names, self.labels = similarity, names, labels
+        self.temperature = slider("temperature τ", start, 0.05, 1.0)
+        super().__init__([self.temperature])
+
+    def figure(self) -> Figure:
+        """Draw softmax and loss at the slider's temperature."""
+        return temperature_figure(self.similarity, self.names, self.temperature.value, self.labels)
+
+
+def threshold_figure(
+    labels: np.ndarray,
+    score: np.ndarray,
+    class_names: Sequence[str],
+    threshold: float,
+    prevalence: float,
+) -> Figure:
+    """Draw counts, metrics with intervals, and the places on ROC and PR, at one threshold.
+
+    labels (N,) of 0 and 1; score (N,), probability of class 1; prevalence: share of class 1 in the
+    world the classifier is meant for, at which its precision is computed.
+    """
+    said = (score >= threshold).astype(int)
+    counts = np.array([[((labels == t) & (said == p)).sum() for p in (0, 1)] for t in (0, 1)])
+    recall, specificity = (counts[c, c] / max(counts[c].sum(), 1) for c in (1, 0))
+    called, right = counts[:, 1].sum(), int(np.trace(counts))
+    figure, axes = plt.subplots(1, 4, figsize=(14.5, 3.9), width_ratios=(0.9, 1.25, 1, 1))
+    draw_confusion(axes[0], counts, class_names)
+    shares = {
+        "accuracy": (right, len(labels)),
+        f"recall {class_names[1]}": (counts[1, 1], counts[1].sum()),
+        f"recall {class_names[0]}": (counts[0, 0], counts[0].sum()),
+        f"precision {class_names[1]}": (counts[1, 1], called),
+    }
+    for row, (k, n) in enumerate(shares.values()):
+        low, high = wilson_interval(int(k), int(n))
+        axes[1].plot([low, high], [row, row], color=PALETTE[0], linewidth=3)
+        if n:
+            axes[1].plot(k / n, row, "o", color=PALETTE[0])
+        text = f"{k / n:.2f} [{low:.2f}, {high:.2f}]" if n else "none called"
+        axes[1].text(1.04, row, text, va="center", fontsize=10)
+    if called:
+        there = precision_at_prevalence(recall, specificity, prevalence)
+        axes[1].plot(there, 4, "D", color=PALETTE[1])
+        axes[1].text(1.04, 4, f"{there:.2f}", va="center", fontsize=10)
+    axes[1].set(xlim=(0, 1), yticks=range(5), title=f"threshold {threshold:.2f}",
+                xlabel="Wilson intervals: tiles as if independent")  # fmt: skip
+    axes[1].set_yticklabels([*shares, f"precision where\n{prevalence:.0%} are {class_names[1]}"])
+    axes[1].invert_yaxis()
+    fpr, tpr, _ = roc_curve(labels, score)
+    precision, hits, _ = precision_recall_curve(labels, score)
+    axes[2].plot(fpr, tpr, color=PALETTE[0])
+    axes[2].plot([0, 1], [0, 1], **CHANCE)
+    axes[2].plot(1 - specificity, recall, "o", color=PALETTE[3], markersize=10)
+    axes[2].set(xlabel="1 − specificity", ylabel="recall", title="ROC")
+    axes[3].plot(hits, precision, color=PALETTE[0])
+    axes[3].axhline(labels.mean(), **CHANCE)
+    if called:
+        axes[3].plot(recall, counts[1, 1] / called, "o", color=PALETTE[3], markersize=10)
+    axes[3].set(xlabel="recall", ylabel="precision", title="precision and recall", ylim=(0, 1.03))
+    return figure
+
+
+class ThresholdExplorer(Explorer):
+    """Move the operating point and the prevalence, and look at the tiles in a cell of the matrix.
+
+    tiles: of the test part; labels (N,) of 0 and 1, score (N,), for these tiles.
+    """
+
+    def __init__(self, tiles: Tiles, score: np.ndarray) -> None:
+        self.tiles, self.score = tiles, score
+        a, b = tiles.class_names[:2]
+        self.threshold = slider("threshold", 0.5, 0.0, 1.0)
+        self.prevalence = slider(f"share of {b}", float((tiles.labels == 1).mean()), 0.01, 0.99)
+        cells = {
+            f"{t} called {p}": (i, j) for i, t in enumerate((a, b)) for j, p in enumerate((a, b))
+        }
+        self.cell = widgets.Dropdown(options={"none": None} | cells, **named("show tiles"))
+        super().__init__([self.threshold, self.prevalence, self.cell])
+
+    def figure(self) -> Figure:
+        """Draw the metrics, or the surest tiles of the cell that was chosen."""
+        labels, names = self.tiles.labels, self.tiles.class_names
+        if self.cell.value is None:
+            where = self.threshold.value, self.prevalence.value
+            return threshold_figure(labels, self.score, names, *where)
+        truth, said = self.cell.value
+        found = (labels == truth) & ((self.score >= self.threshold.value) == bool(said))
+        order = np.argsort(self.score[found] * (1 - 2 * said))[:6]
+        index = np.flatnonzero(found)[order]
+        if not len(index):
+            figure, ax = plt.subplots(figsize=(8, 1))
+            ax.text(0.5, 0.5, "no such tile at this threshold", ha="center", va="center")
+            ax.set_axis_off()
+            return figure
+        titles = [f"p({names[1]}) = {self.score[i]:.2f}" for i in index]
+        return tile_grid(self.tiles.images[index], titles, columns=6, width=2.2)
 
 
 class GradCamExplorer(Explorer):
@@ -173,22 +429,13 @@ class GradCamExplorer(Explorer):
     def __init__(self, model: Classifier, tiles: Tiles, indices: np.ndarray, size: int) -> None:
         self.model, self.tiles, self.size = model, tiles, size
         stages = stage_names(model)
-        names = tiles.class_names
-        options = [(f"{k + 1}: {names[tiles.labels[i]]}, {tiles.ids[i]}", int(i))
-                   for k, i in enumerate(indices)]  # fmt: skip
-        wide = {"style": {"description_width": "70px"}, "layout": {"width": "330px"}}
-        self.tile = widgets.Dropdown(options=options, description="Tile", **wide)
+        self.tile = widgets.Dropdown(options=tile_options(tiles, indices), **named("tile"))
         self.target = widgets.ToggleButtons(
-            options=[(n, c) for c, n in enumerate(names)], value=1, description="Class",
-            style={"description_width": "70px", "button_width": "auto"},
+            options=[(n, c) for c, n in enumerate(tiles.class_names)], value=1,
+            description="class", style={"description_width": "120px", "button_width": "auto"},
         )  # fmt: skip
-        self.layer = widgets.Dropdown(
-            options=stages, value=last_stage(model), description="Layer", **wide
-        )
-        self.threshold = widgets.FloatSlider(
-            value=0.5, min=0.1, max=0.9, step=0.05, description="Boxes at",
-            continuous_update=False, **wide,
-        )  # fmt: skip
+        self.layer = widgets.Dropdown(options=stages, value=last_stage(model), **named("layer"))
+        self.threshold = slider("boxes at", 0.5, 0.1, 0.9)
         super().__init__([self.tile, self.layer, self.threshold, self.target])
 
     def figure(self) -> Figure:

@@ -306,6 +306,12 @@ def learning_curves(logs: dict[str, pd.DataFrame], majority: float) -> Figure:
 def confusion(counts: np.ndarray, class_names: Sequence[str], title: str = "") -> Figure:
     """Draw a confusion matrix (C, C), rows truth, with counts and the share of each row."""
     figure, ax = plt.subplots(figsize=(1.5 + 1.5 * len(class_names), 1.2 + 1.2 * len(class_names)))
+    draw_confusion(ax, counts, class_names, title)
+    return figure
+
+
+def draw_confusion(ax, counts: np.ndarray, class_names: Sequence[str], title: str = "") -> None:
+    """Draw a confusion matrix into axes; see `confusion`."""
     share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     text = [
         [f"{n}\n{s:.0%}" for n, s in zip(*row, strict=True)]
@@ -316,7 +322,6 @@ def confusion(counts: np.ndarray, class_names: Sequence[str], title: str = "") -
                 annot_kws={"size": 13})  # fmt: skip
     ax.set(xlabel="predicted", ylabel="truth", title=title)
     ax.tick_params(axis="y", rotation=0)
-    return figure
 
 
 def roc_and_precision_recall(

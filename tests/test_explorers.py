@@ -1,22 +1,34 @@
-"""The Grad-CAM explorer: every control redraws, nothing is left behind."""
+"""The explorers: every control redraws, numbers are those of the module, nothing is left."""
 
 import io
+from dataclasses import replace
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from sklearn.metrics import confusion_matrix
 from traitlets import TraitError
 
-from crc_helpers.data import Tiles
+from crc_helpers.augmentation import VIEWS, draw_parameters
+from crc_helpers.data import Tiles, load_tiles
+from crc_helpers.evaluation import wilson_interval
 from crc_helpers.explorers import (
     GradCamExplorer,
+    TemperatureExplorer,
+    ThresholdExplorer,
     TissueExplorer,
+    ViewsExplorer,
     explanation_figure,
+    kept_share,
+    temperature_figure,
+    threshold_figure,
     tissue_figure,
+    views_figure,
 )
 from crc_helpers.models import Classifier, Encoder
+from crc_helpers.pretraining import nt_xent
 from crc_helpers.synthetic_tissue import TissueParameters
 
 
@@ -124,3 +136,124 @@ def test_an_error_becomes_a_sentence_and_the_picture_stays(tissue, monkeypatch):
         assert tissue.picture.value == before
     tissue.sliders["severity"].value = 0.77
     assert tissue.message.value == "" and tissue.picture.value != before
+
+
+# --- views ---------------------------------------------------------------------------------------
+
+
+def test_kept_share_counts_what_a_crop_keeps():
+    mask = np.zeros((100, 100), np.uint8)
+    mask[:, :50] = 1  # the left half
+    whole, left, right, mirrored = (
+        np.array(m, float)
+        for m in (
+            [[1, 0, 0], [0, 1, 0]],
+            [[0.5, 0, -0.5], [0, 1, 0]],
+            [[0.5, 0, 0.5], [0, 1, 0]],
+            [[-0.5, 0, -0.5], [0, 1, 0]],
+        )
+    )
+    shares = kept_share(mask, np.stack([whole, left, right, mirrored]))
+    np.testing.assert_allclose(shares, [1, 1, 0, 1])
+
+
+def test_kept_share_is_what_warping_the_mask_shows():
+    """Against the warp itself: the region's area in the view, scaled by the crop's area."""
+    mask = np.zeros((200, 200), np.uint8)
+    mask[60:140, 20:120] = 1
+    drawn = draw_parameters(12, VIEWS["paper"], torch.Generator().manual_seed(1))
+    picture = torch.from_numpy(mask)[None, None].float().expand(12, 3, -1, -1)
+    grid = torch.nn.functional.affine_grid(drawn.warp, [12, 3, 400, 400], align_corners=False)
+    seen = torch.nn.functional.grid_sample(picture, grid, align_corners=False, padding_mode="zeros")
+    scale = torch.linalg.det(drawn.warp[:, :, :2]).abs()
+    expected = seen[:, 0].mean((1, 2)) * scale * 200 * 200 / mask.sum()
+    np.testing.assert_allclose(kept_share(mask, drawn.warp.numpy()), expected, atol=0.02)
+
+
+@pytest.fixture(scope="module")
+def drawn_tiles(tmp_path_factory):
+    return load_tiles(n=12, seed=3, size=96, cache=tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture
+def views(drawn_tiles):
+    return ViewsExplorer(drawn_tiles, np.arange(4), VIEWS["paper"], 64)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("crop", 0.9), ("rotate", 40.0), ("shear", 25.0), ("brightness", 0.0), ("contrast", 0.0),
+     ("saturation", 0.0), ("hue", 0.4), ("stain", 0.7), ("grayscale", 1.0), ("blur", 0.0)],
+)  # fmt: skip
+def test_every_transform_has_a_slider_that_redraws(views, name, value):
+    before = views.picture.value
+    views.again.value = 2  # a draw in which both views are blurred
+    assert views.picture.value != before
+    before = views.picture.value
+    views.sliders[name].value = value
+    assert views.picture.value != before and views.message.value == ""
+
+
+def test_the_views_say_what_is_left_of_the_region(drawn_tiles):
+    whole = replace(VIEWS["paper"], crop=(1.0, 1.0), rotate=0, translate=0, shear=0)
+    figure = views_figure(drawn_tiles.images[0], whole, 64, 0, drawn_tiles.masks[0])
+    assert "100%" in figure.axes[1].get_title() and "yes" in figure._supxlabel.get_text()
+    without = views_figure(drawn_tiles.images[0], whole, 64, 0)
+    assert without.axes[1].get_title() == "view 1" and without._supxlabel is None
+    plt.close("all")
+
+
+# --- temperature ---------------------------------------------------------------------------------
+
+
+def test_the_temperature_figure_agrees_with_nt_xent():
+    z1, z2 = torch.randn(2, 4, 16, generator=torch.Generator().manual_seed(0))
+    z = torch.nn.functional.normalize(torch.cat([z1, z2]), dim=1)
+    for temperature in (0.07, 0.7):
+        figure = temperature_figure((z @ z.T).numpy(), list("abcdABCD"), temperature, [0, 0, 1, 1])
+        expected = float(nt_xent(z1, z2, temperature))
+        assert figure.axes[2].get_title() == f"NT-Xent {expected:.3f}"
+        bars = [bar.get_width() for bar in figure.axes[2].patches]
+        assert np.mean(bars) == pytest.approx(expected, rel=1e-5)
+        plt.close(figure)
+
+
+def test_the_temperature_slider_redraws():
+    explorer = TemperatureExplorer(np.eye(8), list("abcdABCD"), [0, 0, 1, 1], 0.2)
+    before = explorer.picture.value
+    explorer.temperature.value = 0.7
+    assert explorer.picture.value != before
+
+
+# --- threshold -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.3, 0.5, 1.0])
+def test_the_threshold_figure_counts_as_scikit_learn_does(threshold):
+    rng = np.random.default_rng(0)
+    labels = (rng.random(200) < 0.4).astype(int)
+    score = np.clip(0.3 * labels + 0.7 * rng.random(200), 0, 0.999)
+    figure = threshold_figure(labels, score, ("HP", "SSA"), threshold, 0.3)
+    shown = [int(text.get_text().split()[0]) for text in figure.axes[0].texts]
+    assert shown == confusion_matrix(labels, score >= threshold).ravel().tolist()
+    words = [text.get_text() for text in figure.axes[1].texts]
+    low, high = wilson_interval(int((labels == (score >= threshold)).sum()), 200)
+    assert words[0].endswith(f"[{low:.2f}, {high:.2f}]")
+    assert ("none called" in words) == (threshold == 1.0)
+    plt.close(figure)
+
+
+def test_every_control_of_the_threshold_redraws(drawn_tiles):
+    explorer = ThresholdExplorer(drawn_tiles, np.linspace(0, 1, 12))
+    for control, value in (
+        ("threshold", 0.8),
+        ("prevalence", 0.05),
+        ("cell", (0, 1)),
+        ("cell", None),
+    ):
+        before = explorer.picture.value
+        getattr(explorer, control).value = value
+        assert explorer.picture.value != before and explorer.message.value == ""
+    explorer.threshold.value = 1.0
+    explorer.cell.value = (0, 1)  # an empty cell says so
+    assert explorer.message.value == ""
