@@ -19,7 +19,9 @@ import numpy as np
 
 CLASS_NAMES = ("HP", "SSA")
 UNEQUIVOCAL = 0.5  # distortion from which a crypt alone makes the diagnosis of SSA
-BASAL_SHARE = 0.27  # the lowest part of a crypt, as a share of its length, that is diagnostic
+# The lower half of a crypt is diagnostic: there HP is straight, narrow and not serrated, and all
+# that the rule counts shows there: dilatation, sideways growth, serration where none belongs.
+BASAL_SHARE = 0.5
 CRITERIA = {"basal_dilatation": 0.4, "horizontal_growth": 0.4, "serration_depth": 0.2}
 # What may differ between tiles of a slide; all else is the patient's, the lab's, the scanner's.
 OF_A_TILE = ("severity", *CRITERIA, "fold", "bubble", "pen", "ink_dot")
@@ -99,8 +101,8 @@ class Drawing:
 
     image: uint8 (3, H, W), RGB. The masks are uint8 (H, W), 0 or 1. glands: crypts with their
     lumen, and the surface epithelium. lumina: inside of crypts. nuclei: all nuclei. diagnostic:
-    in SSA the basal parts of the distorted crypts, which alone make the diagnosis; in HP the
-    basal parts of all crypts, because their straight narrow shape is what rules SSA out. ink:
+    in SSA the lower halves of the distorted crypts, which alone make the diagnosis; in HP the
+    lower halves of all crypts, because their straight narrow shape is what rules SSA out. ink:
     marker and ink dot, which say nothing about the tissue.
     """
 
@@ -903,7 +905,7 @@ def spoil(
 
 
 def diagnostic_region(scene: Scene, size: int) -> np.ndarray:
-    """Basal parts of the crypts that decide: the distorted ones in SSA, all of them in HP."""
+    """Lower halves of the crypts that decide: the distorted ones in SSA, all of them in HP."""
     label = scene.label[::SUPERSAMPLING, ::SUPERSAMPLING]
     distorted = scene.table([c.distortion >= UNEQUIVOCAL for c in scene.crypts], 0)[label] > 0
     ssa = [distortion(tile) >= UNEQUIVOCAL for tile in scene.tiles]
