@@ -26,6 +26,7 @@ from crc_helpers.runs import (
     run_folder,
     save_json,
     versions,
+    write_weights,
 )
 
 NOTEBOOKS = ROOT / "notebooks"
@@ -185,7 +186,7 @@ def publish(arguments: argparse.Namespace) -> int:
     Removes what changes from run to run or belongs to one machine, so that diffs are small.
     """
     from safetensors import safe_open
-    from safetensors.torch import load_file, save_file
+    from safetensors.torch import load_file
 
     out = Path(arguments.out).resolve()
     for file in lesson_files():
@@ -199,8 +200,7 @@ def publish(arguments: argparse.Namespace) -> int:
         state = {
             k: v.half() if v.is_floating_point() else v for k, v in load_file(out / name).items()
         }
-        with atomic_path(ROOT / "weights" / name) as temporary:
-            save_file(state, temporary, facts)
+        write_weights(ROOT / "weights" / name, state, facts)
     shutil.copy(out / "data.json", ROOT / "weights" / "data.json")
     metrics = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
     recipe = {key: metrics[key] for key in ("data", "preset", "seed", "device", "versions")}

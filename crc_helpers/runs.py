@@ -15,7 +15,7 @@ import pandas as pd
 import torch
 from lightning.fabric import Fabric, seed_everything
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import nn
 
 ROOT = Path(__file__).resolve().parent.parent  # the checkout; the package is installed editable
@@ -100,8 +100,18 @@ def save_weights(path: Path, module: nn.Module, half: bool = False, **facts: Any
         else value.detach().cpu()
         for name, value in module.state_dict().items()
     }
+    write_weights(path, state, {k: json.dumps(v) for k, v in facts.items()})
+
+
+def write_weights(path: Path, state: dict[str, torch.Tensor], facts: dict[str, str]) -> None:
+    """Write tensors and facts as safetensors, atomically: the same content, the same bytes."""
+    content = save(state, facts)
+    start = 8 + int.from_bytes(content[:8], "little")
+    # The library orders the facts anew each time; a hash of the file must not depend on that.
+    header = json.dumps(json.loads(content[8:start]), sort_keys=True).encode()
+    header += b" " * (-len(header) % 8)
     with atomic_path(path) as temporary:
-        save_file(state, temporary, {k: json.dumps(v) for k, v in facts.items()})
+        temporary.write_bytes(len(header).to_bytes(8, "little") + header + content[start:])
 
 
 def read_facts(path: Path) -> dict[str, Any]:

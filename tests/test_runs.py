@@ -250,3 +250,18 @@ def test_the_engine_uses_bf16_where_it_is_fast(monkeypatch, fast, precision):
 def test_the_engine_seeds_what_draws_random_numbers():
     first, second, other = (make_fabric(seed) and torch.rand(3).tolist() for seed in (1, 1, 2))
     assert first == second != other
+
+
+def test_the_same_weights_are_the_same_bytes(tmp_path):
+    """The library orders metadata anew each time; the mark of a lesson is a hash of the file."""
+    torch.manual_seed(0)
+    module = torch.nn.Linear(3, 2)
+    facts = {name: [1, "two"] for name in "backbone size views epochs data seed".split()}
+    hashes = set()
+    for i in range(8):
+        save_weights(tmp_path / f"{i}.safetensors", module, **facts)
+        hashes.add(file_hash(tmp_path / f"{i}.safetensors"))
+    assert len(hashes) == 1
+    other = load_weights(tmp_path / "0.safetensors", torch.nn.Linear(3, 2))
+    assert torch.equal(other.weight, module.weight)
+    assert read_facts(tmp_path / "0.safetensors") == facts
