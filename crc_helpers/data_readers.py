@@ -436,12 +436,15 @@ SOURCES = {
 # --- decoding ------------------------------------------------------------------------------------
 
 
-def decode(path: Path, size: int) -> tuple[np.ndarray, str, tuple[int, int]]:
+def decode(
+    path: Path, size: int, content: bytes | None = None
+) -> tuple[np.ndarray, str, tuple[int, int]]:
     """Decode one image: uint8 (3, size, size), its mode and its (width, height) on disk.
 
     An image that is not square is cropped to its central square; it is then resized (bicubic).
+    `content`, where it was not read from `path` but uploaded: then `path` only names it.
     """
-    image = _load(path)
+    image = _load(path, content)
     mode, shape = image.mode, image.size
     image = _to_rgb(path, image)
     if image.size != (size, size):
@@ -463,10 +466,10 @@ def decode_mask(path: Path, size: int, shape: tuple[int, int]) -> np.ndarray:
     return (np.asarray(image) > 127).astype(np.uint8)
 
 
-def _load(path: Path) -> Image.Image:
+def _load(path: Path, content: bytes | None = None) -> Image.Image:
     again = "copy or download it again"
     try:
-        content = path.read_bytes()
+        content = path.read_bytes() if content is None else content
         if not content:
             raise DataError(f"{path}: an empty file (0 bytes); {again}")
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:

@@ -3,6 +3,7 @@
 import io
 from collections.abc import Sequence
 from dataclasses import fields, replace
+from pathlib import Path
 
 import ipywidgets as widgets
 import matplotlib.pyplot as plt
@@ -13,6 +14,7 @@ from sklearn.metrics import precision_recall_curve, roc_curve
 
 from crc_helpers.augmentation import Views, apply, draw_parameters, shrink
 from crc_helpers.data import Tiles
+from crc_helpers.data_readers import SUFFIXES, decode
 from crc_helpers.evaluation import precision_at_prevalence, wilson_interval
 from crc_helpers.figures import (
     CHANCE,
@@ -46,45 +48,69 @@ from crc_helpers.synthetic_tissue import (
 
 def explanation_figure(
     model: Classifier,
-    tiles: Tiles,
-    index: int,
+    image: np.ndarray,
     size: int,
     *,
+    class_names: Sequence[str],
     target: int,
+    title: str = "",
+    mask: np.ndarray | None = None,
+    mask_name: str = "region",
     layer: str | None = None,
     threshold: float = 0.5,
+    opacity: float = 0.55,
+    raw: bool = False,
+    top: float | None = None,
+    cover: tuple[float, float, float] = (0.5, 0.5, 0.0),
 ) -> Figure:
-    """Draw one tile | its Grad-CAM map | boxes, with probabilities and, where the region is known,
+    """Draw a tile | its Grad-CAM map | boxes, with probabilities and, where the region is known,
     the share of the heat inside it.
 
-    index: row of `tiles`; size: input side of the network in pixels; target: class explained.
+    image: uint8 (3, H, W); mask: uint8 (H, W); size: input side of the network in pixels; target:
+    class explained; raw: cells as the layer has them; top: end of the colour scale, else the map's
+    own maximum; cover: centre and side, as shares of the picture, of a square to paint over with
+    the tile's mean colour, which shows what the score depends on.
     """
-    device = next(model.parameters()).device
-    image = torch.from_numpy(np.array(tiles.images[index : index + 1])).to(device)
-    found = grad_cam(model, shrink(image, size), target, layer)
-    heat = enlarge(found.maps, tiles.images.shape[-1])
-    mask = None if tiles.masks is None else tiles.masks[index]
+    device, side = next(model.parameters()).device, image.shape[-1]
+    covered = paint_over(image, cover)
+    pair = torch.from_numpy(np.stack([covered, image])).to(device)
+    found = grad_cam(model, shrink(pair[:1], size), target, layer)
+    heat = enlarge(found.maps, side)
     said = torch.softmax(found.logits[0].double(), dim=0).numpy()
-    names = tiles.class_names
-    figure, axes = plt.subplots(1, 3, figsize=(11, 4))
-    label = tiles.labels[index]
-    show_tile(
-        axes[0], tiles.images[index], f"truth: {names[label] if label >= 0 else 'none'}", mask
+    figure, axes = plt.subplots(1, 3, figsize=(11, 4.2))
+    show_tile(axes[0], covered, title, mask)
+    highest = float(heat[0].max())
+    text = (
+        f"evidence for {class_names[target]}, maximum {highest:.2g}"
+        if highest > 0
+        else "no evidence: the map is 0 everywhere"
     )
-    top = float(heat[0].max())
-    title = (
-        f"evidence for {names[target]}, maximum {top:.2g}" if top > 0 else "no evidence: map is 0"
-    )
-    overlay(axes[1], tiles.images[index], heat[0], top, mask=mask, title=title)
-    found_text = "  ".join(f"p({n}) = {p:.2f}" for n, p in zip(names, said, strict=True))
-    show_tile(axes[2], tiles.images[index], found_text, mask)
+    cells = found.maps[0].cpu().numpy()
+    shown = np.kron(cells, np.ones((-(-side // len(cells)),) * 2))[:side, :side] if raw else heat[0]
+    overlay(axes[1], covered, shown, top or highest, mask=mask, title=text, opacity=opacity)
+    chances = "  ".join(f"p({n}) = {p:.2f}" for n, p in zip(class_names, said, strict=True))
+    show_tile(axes[2], covered, chances, mask)
     draw_boxes(axes[2], boxes(heat[0], threshold))
-    text = f"layer {layer or last_stage(model)}, boxes above {threshold:.0%} of the maximum"
-    if mask is not None and mask.any() and top > 0:
+    notes = [f"layer {layer or last_stage(model)}, boxes above {threshold:.0%} of the maximum"]
+    if mask is not None and mask.any() and highest > 0:
         inside = mass_inside(heat, mask[None])[0]
-        text += f" · heat in the {tiles.mask_name}: {inside:.0%} (chance {mask.mean():.0%})"
-    figure.supxlabel(text, fontsize=11)
+        notes.append(f"heat in the {mask_name}: {inside:.0%} (chance {mask.mean():.0%})")
+    if cover[2] > 0:
+        with torch.no_grad():
+            before = torch.softmax(model(shrink(pair[1:], size))[0].double(), 0)[target]
+        change = said[target] - float(before)
+        notes.append(f"the square moves p({class_names[target]}) by {change:+.2f}")
+    figure.supxlabel(" · ".join(notes), fontsize=11)
     return figure
+
+
+def paint_over(image: np.ndarray, cover: tuple[float, float, float]) -> np.ndarray:
+    """A copy of an image (3, H, W) with a square (x, y, side; shares) in its mean colour."""
+    x, y, side = (round(value * image.shape[-1]) for value in cover)
+    copy = image.copy()
+    rows, columns = (slice(max(0, c - side // 2), max(0, c + side - side // 2)) for c in (y, x))
+    copy[:, rows, columns] = image.mean((1, 2)).round().astype(image.dtype)[:, None, None]
+    return copy
 
 
 class Explorer:
@@ -421,26 +447,94 @@ class ThresholdExplorer(Explorer):
 
 
 class GradCamExplorer(Explorer):
-    """Grad-CAM on a tile, class, layer and threshold of your choice.
+    """Grad-CAM on a tile, or a picture of your own, as you like to see it.
 
-    model: in evaluation mode; indices: rows of `tiles` to choose from; size: input side in pixels.
+    models: name to network, in evaluation mode; indices: rows of `tiles` to choose from; size:
+    input side of the networks in pixels.
     """
 
-    def __init__(self, model: Classifier, tiles: Tiles, indices: np.ndarray, size: int) -> None:
-        self.model, self.tiles, self.size = model, tiles, size
-        stages = stage_names(model)
+    def __init__(
+        self, models: dict[str, Classifier], tiles: Tiles, indices: np.ndarray, size: int
+    ) -> None:
+        self.models, self.tiles, self.size = models, tiles, size
+        self.indices, self.tops = indices, {}
+        first = next(iter(models.values()))
+        classes = [(n, c) for c, n in enumerate(tiles.class_names)]
         self.tile = widgets.Dropdown(options=tile_options(tiles, indices), **named("tile"))
-        self.target = widgets.ToggleButtons(
-            options=[(n, c) for c, n in enumerate(tiles.class_names)], value=1,
-            description="class", style={"description_width": "120px", "button_width": "auto"},
-        )  # fmt: skip
-        self.layer = widgets.Dropdown(options=stages, value=last_stage(model), **named("layer"))
+        self.upload = widgets.FileUpload(
+            accept=",".join(SUFFIXES), description="or your own image", layout={"width": "400px"}
+        )
+        self.model = widgets.Dropdown(options=list(models), **named("network"))
+        self.target = widgets.Dropdown(options=classes, value=1, **named("class explained"))
+        self.layer = widgets.Dropdown(
+            options=stage_names(first), value=last_stage(first), **named("layer")
+        )
+        self.scale = widgets.Dropdown(options=["own maximum", "same for all"], **named("colours"))
+        self.raw = widgets.Checkbox(value=False, **named("raw cells"))
         self.threshold = slider("boxes at", 0.5, 0.1, 0.9)
-        super().__init__([self.tile, self.layer, self.threshold, self.target])
+        self.opacity = slider("opacity", 0.55, 0.0, 1.0)
+        self.square = [slider("cover: side", 0.0, 0.0, 0.6)]
+        self.square += [slider(f"cover: {name}", 0.5, 0.0, 1.0) for name in ("across", "down")]
+        super().__init__(
+            [self.tile, self.upload, self.model, self.target, self.layer, self.scale, self.raw,
+             self.threshold, self.opacity, *self.square]
+        )  # fmt: skip
+
+    def chosen(self) -> tuple[np.ndarray, np.ndarray | None, str]:
+        """Picture, mask and title of what is to be explained; an upload wins over the list.
+
+        Nothing of an upload is written to disk. Raises DataError for a file that is no tile.
+        """
+        if self.upload.value:
+            file = self.upload.value[0]
+            content, name = bytes(file["content"]), Path(file["name"]).name
+            image, _, (width, height) = decode(Path(name), self.tiles.images.shape[-1], content)
+            return np.ascontiguousarray(image), None, f"{name}, {width}×{height} px"
+        i = self.tile.value
+        label = self.tiles.labels[i]
+        name = self.tiles.class_names[label] if label >= 0 else "none"
+        mask = None if self.tiles.masks is None else self.tiles.masks[i]
+        return np.array(self.tiles.images[i]), mask, f"truth: {name}"
+
+    def top(self) -> float | None:
+        """End of the colour scale: the highest value over all tiles offered, or None."""
+        if self.scale.value == "own maximum":
+            return None
+        key = self.model.value, self.target.value, self.layer.value
+        if key not in self.tops:
+            model = self.models[self.model.value]
+            images = torch.from_numpy(self.tiles.images[self.indices].copy())
+            images = images.to(next(model.parameters()).device)
+            found = grad_cam(model, shrink(images, self.size), self.target.value, self.layer.value)
+            self.tops[key] = float(found.maps.max())
+        return self.tops[key]
 
     def figure(self) -> Figure:
         """Draw the explanation that the controls ask for."""
+        image, mask, title = self.chosen()
+        side, across, down = (control.value for control in self.square)
         return explanation_figure(
-            self.model, self.tiles, self.tile.value, self.size,
-            target=self.target.value, layer=self.layer.value, threshold=self.threshold.value,
+            self.models[self.model.value], image, self.size, class_names=self.tiles.class_names,
+            target=self.target.value, title=title, mask=mask, mask_name=self.tiles.mask_name,
+            layer=self.layer.value, threshold=self.threshold.value, opacity=self.opacity.value,
+            raw=self.raw.value, top=self.top(), cover=(across, down, side),
+        )  # fmt: skip
+
+
+class LiveExplorer(TissueExplorer):
+    """Turn the tissue's parameters and watch prediction and map follow; HP is class 0, SSA 1."""
+
+    def __init__(self, model: Classifier, size: int, names: Sequence[str], seed: int = 0) -> None:
+        self.model, self.size = model, size
+        super().__init__(names, seed)
+
+    def figure(self) -> Figure:
+        """Draw what the network makes of the tile of the sliders."""
+        values = {name: slider.value for name, slider in self.sliders.items()}
+        parameters = TissueParameters(**values)
+        drawing, found = draw(parameters, self.seed.value), distortion(parameters)
+        return explanation_figure(
+            self.model, drawing.image, self.size, class_names=CLASS_NAMES, target=1,
+            title=f"by the rule: {CLASS_NAMES[diagnose([found])]} ({found:.2f})",
+            mask=drawing.diagnostic, mask_name="diagnostic region",
         )  # fmt: skip

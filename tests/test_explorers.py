@@ -1,5 +1,6 @@
 """The explorers: every control redraws, numbers are those of the module, nothing is left."""
 
+import datetime
 import io
 from dataclasses import replace
 
@@ -11,22 +12,25 @@ from PIL import Image
 from sklearn.metrics import confusion_matrix
 from traitlets import TraitError
 
-from crc_helpers.augmentation import VIEWS, draw_parameters
+from crc_helpers.augmentation import VIEWS, draw_parameters, shrink
 from crc_helpers.data import Tiles, load_tiles
 from crc_helpers.evaluation import wilson_interval
 from crc_helpers.explorers import (
     GradCamExplorer,
+    LiveExplorer,
     TemperatureExplorer,
     ThresholdExplorer,
     TissueExplorer,
     ViewsExplorer,
     explanation_figure,
     kept_share,
+    paint_over,
     temperature_figure,
     threshold_figure,
     tissue_figure,
     views_figure,
 )
+from crc_helpers.grad_cam import grad_cam
 from crc_helpers.models import Classifier, Encoder
 from crc_helpers.pretraining import nt_xent
 from crc_helpers.synthetic_tissue import TissueParameters
@@ -49,19 +53,101 @@ def parts():
 
 @pytest.fixture
 def explorer(parts):
-    return GradCamExplorer(*parts, np.array([0, 1, 2]), size=64)
+    torch.manual_seed(1)
+    other = Classifier(Encoder("resnet8"), 2).eval()
+    return GradCamExplorer({"trained": parts[0], "random": other}, parts[1], np.arange(3), size=64)
 
 
 @pytest.mark.parametrize(
     ("control", "value"),
-    [("tile", 1), ("tile", 2), ("target", 0), ("layer", "layer1"), ("threshold", 0.1),
-     ("threshold", 0.9)],
+    [("tile", 1), ("tile", 2), ("model", "random"), ("target", 0), ("layer", "layer1"),
+     ("scale", "same for all"), ("raw", True), ("threshold", 0.1), ("threshold", 0.9),
+     ("opacity", 0.1)],
 )  # fmt: skip
 def test_every_control_redraws(explorer, control, value):
+    if control != "tile":
+        explorer.tile.value = 1  # not the tile whose map ends the common scale
     before = explorer.picture.value
     getattr(explorer, control).value = value
-    assert explorer.picture.value != before
+    assert explorer.message.value == "" and explorer.picture.value != before
     assert Image.open(io.BytesIO(explorer.picture.value)).size[0] > 500
+
+
+def test_the_square_covers_and_its_effect_is_said(explorer):
+    for slider, value in zip(explorer.square, (0.4, 0.3, 0.7), strict=True):
+        before = explorer.picture.value
+        slider.value = value
+        assert explorer.picture.value != before
+    figure = explorer.figure()
+    assert "the square moves p(SSA) by" in figure._supxlabel.get_text()
+    plt.close(figure)
+
+
+def test_painting_over_stays_inside_and_keeps_the_original():
+    image = np.random.default_rng(0).integers(0, 255, (3, 50, 50), np.uint8)
+    kept = image.copy()
+    painted = paint_over(image, (0.0, 1.0, 0.4))  # a corner
+    np.testing.assert_array_equal(image, kept)
+    changed = (painted != image).any(0)
+    assert changed[40:, :10].mean() > 0.9 and not changed[:40].any() and not changed[:, 10:].any()
+    np.testing.assert_array_equal(paint_over(image, (0.5, 0.5, 0.0)), image)
+
+
+def test_one_scale_for_all_is_the_highest_of_all_maps(explorer, parts):
+    explorer.scale.value = "same for all"
+    model, tiles = parts
+    highest = grad_cam(model, shrink(torch.from_numpy(tiles.images), 64), 1).maps.max()
+    assert explorer.top() == pytest.approx(float(highest))
+
+
+def uploaded(name: str, content: bytes) -> tuple:
+    when = datetime.datetime.now(datetime.UTC)
+    file = {"name": name, "type": "image/png", "size": len(content), "last_modified": when}
+    return (file | {"content": memoryview(content)},)
+
+
+def encoded(image: Image.Image, form: str = "PNG") -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, form)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("name", "image", "form"),
+    [("a.png", Image.new("RGB", (300, 200), "pink"), "PNG"),
+     ("grey.png", Image.new("L", (64, 64), 90), "PNG"),
+     ("clear.png", Image.new("RGBA", (64, 64), (9, 9, 9, 9)), "PNG"),
+     ("b.jpg", Image.new("RGB", (2000, 30), "purple"), "JPEG"),
+     ("print.tif", Image.new("CMYK", (80, 80)), "TIFF")],
+)  # fmt: skip
+def test_a_picture_of_your_own(explorer, name, image, form):
+    before = explorer.picture.value
+    explorer.upload.value = uploaded(name, encoded(image, form))
+    assert explorer.message.value == "" and explorer.picture.value != before
+    shown, mask, title = explorer.chosen()
+    assert shown.shape == (3, 64, 64) and mask is None
+    assert title == f"{name}, {image.width}×{image.height} px"
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [(b"", "empty"), (b"holiday", "not a PNG"), (b"<script>alert(1)</script>", "not a PNG"),
+     (encoded(Image.new("RGB", (99, 99), "red"))[:150], "truncated"),
+     (encoded(Image.new("1", (20_000, 20_000))), "bomb"),
+     (encoded(Image.fromarray(np.zeros((9, 9), np.uint16))), "16 bits")],
+    ids=["empty", "text", "html", "truncated", "bomb", "16 bit"],
+)  # fmt: skip
+def test_a_file_that_is_no_tile_becomes_a_sentence(explorer, content, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    before = explorer.picture.value
+    explorer.upload.value = uploaded("holiday.png", content)
+    assert (
+        explorer.message.value.startswith("Not drawn: holiday.png")
+        and words in explorer.message.value
+    )
+    assert explorer.picture.value == before and not list(tmp_path.iterdir())
+    explorer.upload.value = ()  # back to the list
+    assert explorer.message.value == ""
 
 
 def test_updates_leave_no_figure_open(explorer):
@@ -79,16 +165,39 @@ def test_a_value_that_is_not_there_is_refused_and_the_picture_stays(explorer):
 
 
 def test_figure_says_class_layer_and_overlap(parts):
-    figure = explanation_figure(*parts, 0, 64, target=1, layer="layer2", threshold=0.7)
+    model, tiles = parts
+    figure = explanation_figure(
+        model, tiles.images[0], 64, class_names=tiles.class_names, target=1, layer="layer2",
+        threshold=0.7, title="truth: HP", mask=tiles.masks[0], mask_name="gland",
+    )  # fmt: skip
     text = figure._supxlabel.get_text()
-    assert "layer2" in text and "70%" in text
+    assert "layer2" in text and "70%" in text and "heat in the gland" in text
     assert figure.axes[0].get_title() == "truth: HP"
+    plt.close(figure)
+
+
+def test_raw_cells_are_those_of_the_layer(parts):
+    model, tiles = parts
+    options = {"class_names": tiles.class_names, "target": 1, "layer": "layer2"}
+    figure = explanation_figure(model, tiles.images[0], 64, raw=True, **options)
+    cells = np.asarray(figure.axes[1].images[1].get_array())
+    expected = grad_cam(model, shrink(torch.from_numpy(tiles.images[:1]), 64), 1, "layer2").maps[0]
+    assert len(np.unique(cells)) <= expected.numel()
+    np.testing.assert_allclose(cells[::8, ::8], expected)
     plt.close(figure)
 
 
 def test_the_widget_has_its_controls_and_picture(explorer):
     layout = explorer.show()
     assert layout.children[-1] is explorer.picture
+
+
+@pytest.mark.parametrize(("name", "value"), [("severity", 0.9), ("cut_angle", 80.0)])
+def test_prediction_and_map_follow_the_tissue(parts, name, value):
+    live = LiveExplorer(parts[0], 64, ["severity", "cut_angle"], seed=3)
+    before = live.picture.value
+    live.sliders[name].value = value
+    assert live.picture.value != before and live.message.value == ""
 
 
 @pytest.fixture(scope="module")
