@@ -25,7 +25,7 @@ def set_style() -> None:
 
     Pictures in notebooks are JPEG: as PNG the grain of tissue makes files that code hosts refuse.
     """
-    set_matplotlib_formats("jpeg", pil_kwargs={"quality": 80})
+    set_matplotlib_formats("jpeg", pil_kwargs={"quality": 72})
     sns.set_theme(context="notebook", style="ticks", palette="colorblind")
     plt.rcParams.update(
         {"figure.dpi": 80, "savefig.dpi": 110, "axes.spines.top": False,
@@ -88,18 +88,25 @@ def slide(image: np.ndarray, mask: np.ndarray, titles: Sequence[str]) -> Figure:
     return figure
 
 
-def films(rows: dict[str, Sequence[tuple[np.ndarray, str]]], width: float = 2.0) -> Figure:
-    """Draw a film a row, its name to the left, a caption over each of its frames (3, H, W)."""
-    frames = len(next(iter(rows.values())))
-    size = (frames * width + 1.4, len(rows) * (width + 0.24))
-    figure, axes = plt.subplots(len(rows), frames, squeeze=False, figsize=size)
-    for line, (name, film) in zip(axes, rows.items(), strict=True):
-        for ax, (image, caption) in zip(line, film, strict=True):
+def films(
+    rows: dict[str, Sequence[tuple[np.ndarray, str]]], width: float = 1.5, blocks: int = 2
+) -> Figure:
+    """Draw a film a row, in blocks side by side: its name, then frames (3, H, W) with captions."""
+    frames, lines = len(next(iter(rows.values()))), -(-len(rows) // blocks)
+    size = (blocks * (frames * width + 0.9), lines * (width + 0.24))
+    figure, axes = plt.subplots(
+        lines, blocks * (frames + 1), squeeze=False, figsize=size,
+        width_ratios=([0.55] + [1] * frames) * blocks,
+    )  # fmt: skip
+    for ax in axes.flat:
+        ax.set_axis_off()
+    for i, (name, film) in enumerate(rows.items()):
+        line, block = axes[i % lines], i // lines * (frames + 1)
+        line[block].text(0.95, 0.5, name, ha="right", va="center", fontsize=10)
+        for ax, (image, caption) in zip(line[block + 1 :], film, strict=False):
             show_tile(ax, image)
             bold = "bold" if caption.endswith("SSA") else "normal"
-            ax.set_title(caption, fontsize=10, fontweight=bold, pad=2)
-        line[0].text(-0.06, 0.5, name, transform=line[0].transAxes, ha="right", va="center",
-                     fontsize=11)  # fmt: skip
+            ax.set_title(caption, fontsize=9, fontweight=bold, pad=2)
     return figure
 
 
