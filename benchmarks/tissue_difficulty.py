@@ -1,13 +1,17 @@
 """How hard is the drawn tissue? Colour, random encoder, network from scratch; site and shortcut.
 
-    python benchmarks/tissue_difficulty.py [--seeds 5]
+    python benchmarks/tissue_difficulty.py [--seeds 5] [--parts base site jitter ink]
 
-Each seed draws a cohort of its own and splits it by slide with the class preset of lessons 01-05;
+Each seed draws a cohort of its own and splits it by slide with the class preset of lessons 01-04;
 the class preset's recipe is trained from random weights, with all labels, the learning rate chosen
-on validation. Writes `benchmarks/TISSUE_DIFFICULTY.md`. About five minutes a seed on two cores.
+on validation. About eight minutes a seed on two cores; results are kept after every part in
+`tissue_difficulty.json`, parts that are there already are not measured again, and
+`TISSUE_DIFFICULTY.md` is written from them.
 """
 
 import argparse
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +29,7 @@ SITES = ("Scanner A", "Scanner B")
 
 def train(tiles, parts, recipe, seed, fabric, rates) -> models.Classifier:
     """The class preset from random weights; the rate with the lower validation loss is kept."""
-    best, kept = np.inf, None
+    best, kept, views = np.inf, None, recipe["FINE_TUNE_VIEWS"]
     for lr in rates:
         torch.manual_seed(seed)
         classifier = models.Classifier(models.Encoder(recipe["BACKBONE"]), 2)
@@ -35,7 +39,7 @@ def train(tiles, parts, recipe, seed, fabric, rates) -> models.Classifier:
             tiles.labels[parts.train],
             tiles.images[parts.val],
             tiles.labels[parts.val],
-            augmentation.VIEWS[recipe["FINE_TUNE_VIEWS"]],
+            views if isinstance(views, augmentation.Views) else augmentation.VIEWS[views],
             fabric,
             size=recipe["IMAGE_SIZE"],
             epochs=recipe["FINE_TUNE_EPOCHS"],
@@ -57,17 +61,10 @@ def score(classifier, tiles, index, recipe, fabric) -> tuple[float, float]:
     return (found.argmax(1) == y).mean(), roc_auc_score(y, found[:, 1])
 
 
-def measure(seed: int, recipe: dict) -> dict[str, float]:
-    """One seed: its own cohort, split, initial weights and batches."""
-    fabric, n = runs.make_fabric(seed), recipe["N_TILES"]
-
-    def load(**how):
-        return data.load_tiles("synthetic", n=n, seed=seed, **how)
-
-    tiles = load()
-    parts = data.split(tiles, test=recipe["TEST"], validation=recipe["VALIDATION"], seed=seed)
-    test, y, cohort = parts.test, tiles.labels, make_cohort(n, seed)
-    result = {}
+def base(load, parts, recipe, seed, fabric) -> dict[str, float]:
+    """Colour, random encoder and scratch, between a single reader and an oracle."""
+    tiles, test, cohort = load(), parts.test, make_cohort(recipe["N_TILES"], seed)
+    y, result = tiles.labels, {}
     colour = evaluation.colour_statistics(tiles.images)
     model = evaluation.colour_baseline(colour[parts.train], y[parts.train])
     result["colour only, AUC"] = roc_auc_score(y[test], model.predict_proba(colour[test])[:, 1])
@@ -89,54 +86,93 @@ def measure(seed: int, recipe: dict) -> dict[str, float]:
     alone = np.where(cohort.label == 1, again, 1 - again)[test].mean()
     result["single reader, accuracy"] = alone
     result["oracle, accuracy"] = (cohort.true_label == y)[test].mean()
-    rate = recipe["FINE_TUNE_LR"][-1:]
-    # The same slides on both scanners: nothing but the site differs.
-    at = {site: load(scanner=site) for site in SITES}
-    shifted = train(at[SITES[0]], parts, recipe, seed, fabric, rate)
-    for site in SITES:
-        result[f"trained on A, tested on {site[-1]}, AUC"] = score(
-            shifted, at[site], test, recipe, fabric
-        )[1]
-    # The same slides with an ink dot that goes with the label, or against it, or none.
-    inked = train(load(shortcut="ink"), parts, recipe, seed, fabric, rate)
-    for name, how in {
-        "with the label": {"shortcut": "ink"},
-        "absent": {},
-        "against the label": {"shortcut": "ink", "strength": -0.9},
-    }.items():
-        result[f"trained on ink, ink {name}, AUC"] = score(
-            inked, load(**how), test, recipe, fabric
-        )[1]
     return result
 
 
+def site(load, parts, recipe, seed, fabric, name="trained on A") -> dict[str, float]:
+    """The same slides on both scanners: nothing but the site differs."""
+    at = {site: load(scanner=site) for site in SITES}
+    shifted = train(at[SITES[0]], parts, recipe, seed, fabric, recipe["FINE_TUNE_LR"][-1:])
+    return {
+        f"{name}, tested on {site[-1]}, AUC": score(shifted, at[site], parts.test, recipe, fabric)[
+            1
+        ]
+        for site in SITES
+    }
+
+
+def jitter(load, parts, recipe, seed, fabric) -> dict[str, float]:
+    """The same without any jitter of stain and colour in training."""
+    plain = replace(
+        augmentation.VIEWS[recipe["FINE_TUNE_VIEWS"]],
+        stain=0.0, brightness=0.0, contrast=0.0, saturation=0.0,
+    )  # fmt: skip
+    return site(load, parts, recipe | {"FINE_TUNE_VIEWS": plain}, seed, fabric,
+                "trained on A without colour jitter")  # fmt: skip
+
+
+def ink(load, parts, recipe, seed, fabric) -> dict[str, float]:
+    """The same slides with an ink dot that goes with the label, or against it, or none."""
+    rate = recipe["FINE_TUNE_LR"][-1:]
+    inked = train(load(shortcut="ink"), parts, recipe, seed, fabric, rate)
+    tests = {
+        "with the label": {"shortcut": "ink"},
+        "absent": {},
+        "against the label": {"shortcut": "ink", "strength": -0.9},
+    }
+    return {
+        f"trained on ink, ink {name}, AUC": score(inked, load(**how), parts.test, recipe, fabric)[1]
+        for name, how in tests.items()
+    }
+
+
+PARTS = {"base": base, "site": site, "jitter": jitter, "ink": ink}
+
+
 def main() -> None:
-    """Measure, and write the table."""
+    """Measure what is not measured yet, and write the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--first", type=int, default=100, help="the first seed")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     arguments = parser.parse_args()
     recipe = {}
     for lesson in lesson_files("01-04"):
         recipe |= parameters_of(lesson)
-    rows = []
-    for seed in range(
-        arguments.first, arguments.first + arguments.seeds
-    ):  # none of them used to develop the generator
-        rows.append(measure(seed, recipe))
-        print(seed, {k: round(float(v), 3) for k, v in rows[-1].items()}, flush=True)
+    record = HERE / "tissue_difficulty.json"
+    known = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
+    for seed in range(arguments.first, arguments.first + arguments.seeds):
+        done, fabric = known.setdefault(str(seed), {}), runs.make_fabric(seed)
+
+        def load(seed=seed, **how):
+            return data.load_tiles("synthetic", n=recipe["N_TILES"], seed=seed, **how)
+
+        shares = {"test": recipe["TEST"], "validation": recipe["VALIDATION"]}
+        for name in arguments.parts:
+            if name not in done:
+                parts = data.split(load(), **shares, seed=seed)
+                found = PARTS[name](load, parts, recipe, seed, fabric)
+                done[name] = {k: round(float(v), 3) for k, v in found.items()}
+                runs.save_json(record, known)
+                print(seed, done[name], flush=True)
+    (HERE / "TISSUE_DIFFICULTY.md").write_text(report(known, recipe["N_TILES"]), encoding="utf-8")
+
+
+def report(known: dict, n: int) -> str:
+    """The results of all seeds as Markdown."""
+    rows = [{k: v for part in done.values() for k, v in part.items()} for done in known.values()]
     table = pd.DataFrame(rows)
-    lines = ["| | mean | lowest | highest |", "|---|---|---|---|"]
+    lines = ["| | mean | lowest | highest | seeds |", "|---|---|---|---|---|"]
     lines += [
-        f"| {name} | {c.mean():.3f} | {c.min():.3f} | {c.max():.3f} |" for name, c in table.items()
+        f"| {name} | {c.mean():.3f} | {c.min():.3f} | {c.max():.3f} | {c.count()} |"
+        for name, c in table.items()
     ]
-    text = (
+    return (
         "# How hard the drawn tissue is\n\n"
-        f"`python benchmarks/tissue_difficulty.py --seeds {arguments.seeds}`: "
-        f"{recipe['N_TILES']:,} tiles a seed, split by slide, the class preset, test tiles read "
-        "once a seed. Drawn tissue: none of this is about patients.\n\n" + "\n".join(lines) + "\n"
+        f"`python benchmarks/tissue_difficulty.py`: {n:,} tiles a seed, split by slide, the class "
+        "preset, test tiles read once a seed and part. None of these seeds was used to develop "
+        "the generator. Drawn tissue: none of this is about patients.\n\n" + "\n".join(lines) + "\n"
     )
-    (HERE / "TISSUE_DIFFICULTY.md").write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":
