@@ -139,8 +139,9 @@ def hits(enlarged: np.ndarray, mask: np.ndarray) -> np.ndarray:
     This is the pointing game (Zhang et al. 2018, arXiv 1608.00507) without its tolerance. Chance
     is the region's share of the area.
     """
-    flat = enlarged.reshape(len(enlarged), -1)
-    hit = mask.reshape(len(mask), -1)[np.arange(len(flat)), flat.argmax(axis=1)].astype(float)
+    pixels = enlarged[0].size if len(enlarged) else 1
+    flat = enlarged.reshape(len(enlarged), pixels)
+    hit = mask.reshape(len(mask), pixels)[np.arange(len(flat)), flat.argmax(axis=1)].astype(float)
     return np.where(flat.max(axis=1) > 0, hit, np.nan)
 
 

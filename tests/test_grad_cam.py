@@ -366,3 +366,10 @@ def test_overlap_of_a_zero_map_is_undefined_and_of_an_empty_region_none():
 
 def test_overlap_with_the_whole_tile_is_complete():
     assert overlap(MAPS[:1], np.ones((1, 20, 20), np.uint8)).tolist() == [1]
+
+
+def test_no_tile_has_no_score():
+    """Of a network that recognises nothing there is nothing to score, and nothing to crash on."""
+    maps, masks = np.zeros((0, 8, 8)), np.zeros((0, 8, 8), np.uint8)
+    for score in (hits, mass_inside, overlap):
+        assert score(maps, masks).shape == (0,)
