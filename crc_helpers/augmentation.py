@@ -64,6 +64,10 @@ class Parameters:
     hue: Tensor  # (N,) radians
     sigma: Tensor  # (N,) pixels; 0 is no blur
 
+    def rows(self, which: slice) -> "Parameters":
+        """The parameters of some of the views."""
+        return Parameters(**{k: v[which] for k, v in vars(self).items()})
+
 
 def draw_parameters(n: int, views: Views, generator: torch.Generator) -> Parameters:
     """Draw independent parameters for n views, on the CPU."""
@@ -162,16 +166,21 @@ def jitter_colour(images: Tensor, brightness, contrast, saturation, hue) -> Tens
 
 
 def blur(images: Tensor, sigma: Tensor) -> Tensor:
-    """Convolve each image with its own Gaussian of `sigma` (N,) pixels; 0 leaves it as it is."""
-    chosen = sigma > 0
-    if not chosen.any():
+    """Convolve each image with its own Gaussian of `sigma` (N,) pixels; 0 leaves it as it is.
+
+    sigma lies on the CPU: which images and how wide is known without asking the device.
+    """
+    chosen = sigma.nonzero()[:, 0]
+    if not len(chosen):
         return images
-    some, width = images[chosen], sigma[chosen, None]
-    radius = max(1, math.ceil(3 * float(width.max())))
-    radius = min(radius, images.shape[-1] - 1)  # reflection padding cannot exceed the image
-    steps = torch.arange(-radius, radius + 1, device=images.device)
-    kernel = torch.exp(-0.5 * (steps / width) ** 2)
+    width = sigma[chosen, None]
+    reach = (3 * width).ceil()  # (n, 1): where each kernel ends, whatever the others in the batch
+    radius = min(int(reach.max()), images.shape[-1] - 1)  # reflection cannot exceed the image
+    steps = torch.arange(-radius, radius + 1)
+    kernel = torch.exp(-0.5 * (steps / width) ** 2) * (steps.abs() <= reach)
     kernel = (kernel / kernel.sum(dim=1, keepdim=True)).repeat_interleave(3, dim=0)  # (3n, taps)
+    chosen, kernel = chosen.to(images.device), kernel.to(images)
+    some = images[chosen]
     flat = F.pad(some.reshape(1, -1, *some.shape[2:]), [radius] * 4, mode="reflect")
     flat = F.conv2d(flat, kernel[:, None, :, None], groups=len(kernel))
     flat = F.conv2d(flat, kernel[:, None, None, :], groups=len(kernel))
@@ -184,10 +193,10 @@ def apply(images: Tensor, parameters: Parameters, size: int) -> Tensor:
     """Make one view of each image: (N, 3, H, W) in [0, 1] to (N, 3, size, size) in [0, 1]."""
     p = Parameters(**{k: v.to(images.device) for k, v in vars(parameters).items()})
     views = warp(images, p.warp, size)
-    if (p.stain != 1).any():
+    if (parameters.stain != 1).any():  # asked of the CPU's copy: a GPU would have to catch up
         views = jitter_stain(views, p.stain)
     views = jitter_colour(views, p.brightness, p.contrast, p.saturation, p.hue)
-    return blur(views, p.sigma)
+    return blur(views, parameters.sigma)
 
 
 def shrink(images: Tensor, size: int) -> Tensor:
@@ -205,17 +214,25 @@ def one_view(images: Tensor, views: Views, size: int, generator: torch.Generator
 
 
 def two_views(
-    images: Tensor, views: Views, size: int, generator: torch.Generator
+    images: Tensor,
+    views: Views,
+    size: int,
+    generator: torch.Generator,
+    share: tuple[int, int] = (0, 1),
 ) -> tuple[Tensor, Tensor]:
-    """Augment uint8 tiles (N, 3, H, W) twice, independently: two (N, 3, size, size) in [0, 1]."""
-    return _views(images, views, size, generator, copies=2)
+    """Augment uint8 tiles (N, 3, H, W) twice, independently: two (N, 3, size, size) in [0, 1].
+
+    share: (r, w) where `images` are the rows r, r + w, r + 2w … of a batch that w processes share;
+    together they then make the views that one process would make of the whole batch.
+    """
+    return _views(images, views, size, generator, copies=2, share=share)
 
 
-def _views(images, views, size, generator, copies) -> tuple[Tensor, ...]:
+def _views(images, views, size, generator, copies, share=(0, 1)) -> tuple[Tensor, ...]:
     # The warp samples single pixels: shrinking first to little more than the view's own
     # resolution, once for both views, is what keeps nuclei from turning into aliasing noise.
     working = min(images.shape[-1], round(size * 4 / 3))
     base = shrink(images, working)
-    return tuple(
-        apply(base, draw_parameters(len(images), views, generator), size) for _ in range(copies)
-    )
+    rank, world = share
+    drawn = (draw_parameters(len(images) * world, views, generator) for _ in range(copies))
+    return tuple(apply(base, p.rows(slice(rank, None, world)), size) for p in drawn)

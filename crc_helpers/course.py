@@ -102,15 +102,8 @@ def run(arguments: argparse.Namespace) -> int:
 
     lessons = lesson_files(arguments.lessons)
     parameters = {file: parameters_of(file) for file in lesson_files()}
-    settings = read_settings(
-        arguments.preset, arguments.set, {name for p in parameters.values() for name in p}
-    )
-    out = run_folder(Path(arguments.out).resolve())
-    settings |= {"RUN": str(out), "START_FROM": "run"}
-    if arguments.data:
-        settings["DATA"] = arguments.data
-    if arguments.data_root:
-        settings["DATA_ROOT"] = str(Path(arguments.data_root).resolve())
+    settings = _settings(arguments, parameters)
+    out = run_folder(settings["RUN"])
     first = {**parameters[lesson_files()[0]], **settings}
     if lessons[0] == lesson_files()[0]:  # bad data is said here, in one line, and not from a cell
         load_tiles(first["DATA"], first["DATA_ROOT"], classes=first["CLASSES"], n=first["N_TILES"],
@@ -139,6 +132,54 @@ def run(arguments: argparse.Namespace) -> int:
         f"\nThe lessons took {total / 60:.1f} minutes. Open {out}/01_data_exploration.html to read;"
     )
     print(f"numbers are in {out / 'metrics.json'}.")
+    return 0
+
+
+def _settings(arguments: argparse.Namespace, parameters: dict[Path, dict]) -> dict[str, Any]:
+    """What the command line says about the lessons' parameters."""
+    settings = read_settings(
+        arguments.preset, arguments.set, {name for p in parameters.values() for name in p}
+    )
+    settings |= {"RUN": str(Path(arguments.out).resolve()), "START_FROM": "run"}
+    if arguments.data:
+        settings["DATA"] = arguments.data
+    if arguments.data_root:
+        settings["DATA_ROOT"] = str(Path(arguments.data_root).resolve())
+    return settings
+
+
+def pretrain(arguments: argparse.Namespace) -> int:
+    """Pre-train as lesson 03 does, on several devices or machines; lesson 03 goes on from there."""
+    from crc_helpers import data, pretraining
+    from crc_helpers.runs import make_fabric
+
+    parameters = {file: parameters_of(file) for file in lesson_files()}
+    first, _, third = list(parameters.values())[:3]
+    p = {**first, **third, **_settings(arguments, parameters)}
+    run = run_folder(p["RUN"])
+    fabric = make_fabric(p["SEED"], arguments.devices, arguments.num_nodes)
+    fabric.launch()
+    with fabric.rank_zero_first():  # the others find the tiles decoded
+        tiles = data.load_tiles(p["DATA"], p["DATA_ROOT"], classes=p["CLASSES"], n=p["N_TILES"],
+                                seed=p["SEED"])  # fmt: skip
+    shares = {"test": p["TEST"], "validation": p["VALIDATION"], "seed": p["SEED"]}
+    parts = data.split(tiles, p["SPLIT"], **shares)
+    if fabric.is_global_zero:
+        data.remember(run, tiles, parts, root=p["DATA_ROOT"], classes=p["CLASSES"], n=p["N_TILES"],
+                      scheme=p["SPLIT"], **shares)  # fmt: skip
+    size, epochs = p["IMAGE_SIZE"], p["PRETRAIN_EPOCHS"]
+    rest, queries = pretraining.watched(parts, p["SEED"])
+    monitor = pretraining.make_monitor(tiles, rest[:400], queries, size, epochs, fabric)
+    for views in p["VIEWS"]:
+        _, log = pretraining.pretrain_encoder(
+            tiles, parts.pretraining, run, fabric, views=views, backbone=p["BACKBONE"],
+            head=p["HEAD"], monitor=monitor, size=size, epochs=epochs, batch=p["PRETRAIN_BATCH"],
+            lr=p["PRETRAIN_LR"], temperature=p["TEMPERATURE"], optimizer=p["OPTIMIZER"],
+            seed=p["SEED"],
+        )  # fmt: skip
+        fabric.print(f"{views} views: loss {log['loss'].iloc[-1]:.3f} after {epochs} epochs,"
+                     f" {log['pairs_per_second'].iloc[-1]:.0f} pairs/s")  # fmt: skip
+    fabric.print(f"lesson 03 goes on from here: crc-course run --out {run}, with the same settings")
     return 0
 
 
@@ -302,16 +343,26 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(prog="crc-course", description=__doc__)
     parser.add_argument("--version", action="version", version=__version__)
-    commands = parser.add_subparsers(required=True, metavar="run | data | doctor")
-    sub = commands.add_parser("run", help="execute the lessons, in order, into a folder")
-    sub.add_argument("--preset", default="class", help="ci, class (default) or paper")
-    sub.add_argument("--data", choices=("synthetic", "ebhi", "mhist", "folder"))
-    sub.add_argument("--data-root", metavar="DIR", help="where the tiles are")
+    commands = parser.add_subparsers(required=True, metavar="run | pretrain | data | doctor")
+    lessons = argparse.ArgumentParser(add_help=False)
+    lessons.add_argument("--preset", default="class", help="ci, class (default) or paper")
+    lessons.add_argument("--data", choices=("synthetic", "ebhi", "mhist", "folder"))
+    lessons.add_argument("--data-root", metavar="DIR", help="where the tiles are")
+    lessons.add_argument("--out", default="runs/latest", metavar="runs/NAME")
+    lessons.add_argument("--set", action="append", default=[], metavar="NAME=VALUE",
+                         help="a parameter of the lessons; may be given again")  # fmt: skip
+    sub = commands.add_parser("run", parents=[lessons],
+                              help="execute the lessons, in order, into a folder")  # fmt: skip
     sub.add_argument("--lessons", default="", metavar="01-06", help="a lesson or a range")
-    sub.add_argument("--out", default="runs/latest", metavar="runs/NAME")
-    sub.add_argument("--set", action="append", default=[], metavar="NAME=VALUE",
-                     help="a parameter of the lessons; may be given again")  # fmt: skip
     sub.set_defaults(do=run)
+    sub = commands.add_parser("pretrain", parents=[lessons],
+                              help="lesson 03's training on several devices")  # fmt: skip
+    # torchrun says what it has started; Fabric's own launcher gives its children no local size.
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", 0))
+    nodes = int(os.environ["WORLD_SIZE"]) // local if local else 1
+    sub.add_argument("--devices", type=int, default=local or 1, metavar="N", help="on each machine")
+    sub.add_argument("--num-nodes", type=int, default=nodes, metavar="M", help="how many machines")
+    sub.set_defaults(do=pretrain)
     sub = commands.add_parser("data", help="look at a data set, or fetch and unpack it")
     sub.add_argument("action", choices=("check", "prepare"))
     sub.add_argument("name", choices=("synthetic", "ebhi", "mhist", "folder"))

@@ -1,7 +1,7 @@
-"""Tiles from four sources, as one memory-mapped array, and their division for an honest test.
+"""Tiles from four sources, in one store, and their division for an honest test.
 
-Each tile is decoded (or drawn) once, into a cache that later calls only map: opening 100,000 tiles
-takes about a second and next to no memory. The cache lies in `CRC_HELPERS_CACHE` or the user's
+Each tile is decoded (or drawn) once, into a cache that later calls only open: 100,000 tiles take
+less than a second and next to no memory. The cache lies in `CRC_HELPERS_CACHE` or the user's
 cache folder; deleting it costs nothing but the time to decode again.
 """
 
@@ -21,12 +21,13 @@ import cv2
 import numpy as np
 import pandas as pd
 import pooch
-from numpy.lib.format import open_memmap
 from PIL import Image, ImageDraw
 
 from crc_helpers import data_readers as readers
+from crc_helpers import tile_store
 from crc_helpers.data_readers import About, DataError
 from crc_helpers.runs import RunError, save_json, save_table, start_file
+from crc_helpers.tile_store import TileStore
 
 NEAR_LIMIT = 20_000  # tiles compared each with each; a few seconds
 SCHEMES = ("auto", "paper", "random")
@@ -36,14 +37,14 @@ SCHEMES = ("auto", "paper", "random")
 class Tiles:
     """Image tiles with whatever is known of each; N tiles of H × W pixels, all of one size."""
 
-    images: np.ndarray  # uint8 (N, 3, H, W), memory-mapped, read-only
+    images: TileStore  # uint8 (N, 3, H, W), on disk; indexing reads
     labels: np.ndarray  # int64 (N,), index into class_names; -1: no label in this task
     class_names: tuple[str, ...]
     ids: np.ndarray  # str (N,), file name or synthetic id
     groups: np.ndarray | None  # str (N,), slide or case; None where it is not published
     partition: np.ndarray | None  # str (N,), official "train" / "test"
     votes: np.ndarray | None  # int64 (N,), how many of seven readers chose class 1
-    masks: np.ndarray | None  # uint8 0/1 (N, H, W), memory-mapped, read-only
+    masks: TileStore | None  # uint8 0/1 (N, H, W), on disk
     mask_name: str | None  # what the mask outlines
     mpp: float | None  # microns per pixel
     name: str
@@ -132,28 +133,24 @@ def _code(module: ModuleType) -> str:
     return hashlib.sha256(Path(module.__file__).read_bytes()).hexdigest()
 
 
-def _arrays(
-    folder: Path, count: int, size: int, masks: bool
-) -> tuple[np.ndarray, np.ndarray | None]:
-    """New memory-mapped arrays, after a look at the space left (a full disk would kill Python)."""
+def _stores(folder: Path, count: int, size: int, masks: bool) -> tuple[TileStore, TileStore | None]:
+    """New stores of images and masks, after a look at the space left."""
     needed, free = count * size * size * (4 if masks else 3), shutil.disk_usage(folder).free
     if needed > free:
         raise DataError(
             f"{folder.parent}: {needed / 1e9:.1f} GB needed for the decoded tiles, "
             f"{free / 1e9:.1f} GB free; make room or set CRC_HELPERS_CACHE"
         )
-    images = open_memmap(folder / "images.npy", "w+", np.uint8, (count, 3, size, size))
-    if not masks:
-        return images, None
-    return images, open_memmap(folder / "masks.npy", "w+", np.uint8, (count, size, size))
+    images = tile_store.create(folder, "images", (count, 3, size, size))
+    return images, tile_store.create(folder, "masks", (count, size, size)) if masks else None
 
 
 def _open(folder: Path, name: str, about: About, classes: Sequence[str] | str | None) -> Tiles:
     masks = None
     try:
-        images = np.load(folder / "images.npy", mmap_mode="r")
-        if (folder / "masks.npy").exists():
-            masks = np.load(folder / "masks.npy", mmap_mode="r")
+        images = TileStore(folder, "images")
+        if list(folder.glob("masks-*.npy")):
+            masks = TileStore(folder, "masks")
         table = pd.read_csv(folder / "table.csv", dtype=str, keep_default_na=False)
         notes = (folder / "notes.txt").read_text(encoding="utf-8").splitlines()
     except (OSError, ValueError) as error:
@@ -240,11 +237,11 @@ def _foreign(
         table, notes = source.read(root, found)
         if table.empty:
             raise DataError(f"{root}: no image in it; expected the layout of {name!r}")
-        images, masks = _arrays(folder, len(table), size, "mask" in table)
+        images, masks = _stores(folder, len(table), size, "mask" in table)
         notes += readers.decode_all(root, table, images, masks)
         _write_table(folder, table, notes)
 
-    key = (str(root), size, found.fingerprint, _code(readers))
+    key = (str(root), size, found.fingerprint, _code(readers), _code(tile_store))
     return _cached(name, key, cache, build), readers.declared(root, source.about)
 
 
@@ -260,14 +257,15 @@ def _synthetic(
     cohort = _plan(plan)
 
     def build(folder: Path) -> None:
-        _arrays(folder, len(cohort.seeds), size, masks=True)
+        _stores(folder, len(cohort.seeds), size, masks=True)
         synthetic_cohort.draw_all(cohort, partial(synthetic_cohort.to_arrays, folder), size, mpp)
         names = {"Image Name": "id", **{v: k for k, v in readers.MHIST_COLUMNS.items()}}
         table = cohort.annotations().rename(columns=names | {"Slide": "group"})
         table["id"] = table["id"].str.removesuffix(".png")
         _write_table(folder, table.drop(columns="partition"), [])
 
-    key = (*plan.values(), size, mpp, _code(synthetic_tissue), _code(synthetic_cohort))
+    modules = (synthetic_tissue, synthetic_cohort, tile_store)
+    key = (*plan.values(), size, mpp, *map(_code, modules))
     return _cached("synthetic", key, cache, build), about
 
 

@@ -31,6 +31,8 @@ from joblib import cpu_count
 from PIL import Image, ImageOps, UnidentifiedImageError
 from tqdm.auto import tqdm
 
+from crc_helpers.tile_store import TileStore
+
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 FORMATS = ("PNG", "JPEG", "TIFF")
 CHUNK = 512  # files decoded before the progress bar moves
@@ -519,7 +521,7 @@ def _to_rgb(path: Path, image: Image.Image) -> Image.Image:
 
 
 def decode_all(
-    root: Path, table: pd.DataFrame, images: np.ndarray, masks: np.ndarray | None
+    root: Path, table: pd.DataFrame, images: TileStore, masks: TileStore | None
 ) -> list[str]:
     """Decode every file of `table` into `images` and `masks`; memory stays flat.
 

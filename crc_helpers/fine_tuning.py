@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 
 from crc_helpers.augmentation import Views, one_view
 from crc_helpers.models import Classifier
-from crc_helpers.pretraining import batches, channels_last, embed, make_optimizer
+from crc_helpers.pretraining import batches, channels_last, embed, make_optimizer, to_device
 from crc_helpers.runs import load_checkpoint, save_checkpoint, save_table
 
 
@@ -98,8 +98,7 @@ def _train_epoch(
     generator = torch.Generator().manual_seed(seed * 100_003 + epoch)
     losses = []
     for index in batches(len(images), batch, seed, epoch):
-        tiles = torch.from_numpy(np.array(images[index])).to(fabric.device)
-        target = torch.from_numpy(labels[index]).to(fabric.device)
+        tiles, target = to_device(images[index], fabric), to_device(labels[index], fabric)
         logits = model(channels_last(one_view(tiles, views, size, generator)))  # (N, C)
         loss = F.cross_entropy(logits, target)
         optim.zero_grad()

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import torch
 import torchvision
 from torch import Tensor, nn
+from torch.distributed.nn.functional import all_reduce
 from torchvision.models.resnet import BasicBlock, ResNet
 
 
@@ -98,6 +99,35 @@ class Classifier(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return self.fc(self.encoder(images))  # (N, 3, H, W) -> (N, D) -> (N, C)
+
+
+class SynchronisedBatchNorm2d(nn.BatchNorm2d):
+    """Batch normalisation over the images of all processes, for CPUs: torch's needs a GPU."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(x)
+        world = torch.distributed.get_world_size()
+        mean = all_reduce(x.mean(dim=(0, 2, 3))) / world  # (C,); the processes' shares are equal
+        centred = x - mean.view(-1, 1, 1)
+        variance = all_reduce(centred.square().mean(dim=(0, 2, 3))) / world
+        n = x.numel() // x.shape[1] * world
+        with torch.no_grad():
+            self.num_batches_tracked += 1
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(variance * n / (n - 1), self.momentum)
+        scale = self.weight * (variance + self.eps).rsqrt()
+        return centred * scale.view(-1, 1, 1) + self.bias.view(-1, 1, 1)
+
+
+def synchronise_statistics(module: nn.Module, device: torch.device) -> None:
+    """Make batch normalisation, in place, one over the images of all processes."""
+    if device.type != "cpu":
+        nn.SyncBatchNorm.convert_sync_batchnorm(module)
+        return
+    for part in module.modules():
+        if type(part) is nn.BatchNorm2d:
+            part.__class__ = SynchronisedBatchNorm2d  # the same weights and buffers
 
 
 @contextlib.contextmanager

@@ -13,31 +13,38 @@ from lightning.fabric import Fabric
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from crc_helpers.augmentation import Views, shrink, two_views
-from crc_helpers.models import Encoder, ProjectionHead, evaluating
-from crc_helpers.runs import load_checkpoint, save_checkpoint, save_table
+from crc_helpers.augmentation import VIEWS, Views, shrink, two_views
+from crc_helpers.models import Encoder, ProjectionHead, evaluating, synchronise_statistics
+from crc_helpers.runs import fingerprint, load_checkpoint, save_checkpoint, save_table
 
 
-def nt_xent(z1: Tensor, z2: Tensor, temperature: float) -> Tensor:
+def nt_xent(z1: Tensor, z2: Tensor, temperature: float, fabric: Fabric | None = None) -> Tensor:
     """Return the normalised temperature-scaled cross-entropy of two batches of views.
 
     z1, z2: float (N, D), row i of both from the same tile, not yet normalised.
-    Returns a scalar, the mean over all 2N anchors. ln(2N - 1) when nothing is learnt.
+    Returns a scalar, the mean over all 2N anchors. ln(2N - 1) when nothing is learnt. fabric: where
+    it has several processes, each brings N tiles, takes its negatives from all of them and returns
+    the mean over its own anchors; gradients flow back to every process.
 
     Raises ValueError for N < 2 (no negative) or a temperature that is not positive.
     Source: Chen et al. 2020, arXiv 2002.05709 (SimCLR), equation 1.
     """
-    if len(z1) < 2 or z1.shape != z2.shape:
+    world = fabric.world_size if fabric else 1
+    if len(z1) * world < 2 or z1.shape != z2.shape:
         raise ValueError(f"need two equal batches of 2 or more, got {z1.shape} and {z2.shape}")
     if not temperature > 0:
         raise ValueError(f"TEMPERATURE is {temperature}: it must be above 0, e.g. 0.2")
     n = len(z1)
-    z = F.normalize(torch.cat([z1, z2]).float(), dim=1)  # (2N, D); bf16 is too coarse for exp
-    similarity = z @ z.T / temperature  # (2N, 2N) cosines over temperature
-    itself = torch.eye(2 * n, dtype=torch.bool, device=z.device)
-    similarity = similarity.masked_fill(itself, -torch.inf)  # a view is not its own negative
-    partner = torch.arange(2 * n, device=z.device).roll(n)  # i's partner is i + N, mod 2N
-    return F.cross_entropy(similarity, partner)
+    exact = torch.promote_types(z1.dtype, torch.float32)  # bf16 is too coarse for exp
+    z = F.normalize(torch.cat([z1, z2]).to(exact), dim=1)  # (2N, D)
+    everyone, itself = z, torch.arange(2 * n, device=z.device)
+    if world > 1:
+        everyone = fabric.all_gather(z, sync_grads=True).flatten(0, 1)  # (world x 2N, D)
+        itself = itself + fabric.global_rank * 2 * n
+    similarity = z @ everyone.T / temperature  # (2N, 2N or more) cosines over temperature
+    # A view is not its own negative.
+    similarity = similarity.scatter(1, itself[:, None], -torch.inf)
+    return F.cross_entropy(similarity, itself.roll(n))  # i's partner is i + N, mod 2N
 
 
 def chance_loss(batch: int) -> float:
@@ -90,9 +97,9 @@ def embed(
     outputs = []
     with evaluating(network.to(fabric.device)), fabric.autocast():
         for start in range(0, len(images), batch):
-            tiles = torch.from_numpy(np.array(images[start : start + batch])).to(fabric.device)
-            outputs.append(network(channels_last(shrink(tiles, size))).float().cpu())
-    return torch.cat(outputs)
+            tiles = to_device(images[start : start + batch], fabric)
+            outputs.append(network(channels_last(shrink(tiles, size))).float())
+    return torch.cat(outputs).cpu()
 
 
 def knn_accuracy(bank: Tensor, bank_labels, queries: Tensor, query_labels, k: int = 20) -> float:
@@ -112,6 +119,14 @@ def knn_accuracy(bank: Tensor, bank_labels, queries: Tensor, query_labels, k: in
     return float(
         np.mean([(predicted[query_labels == c] == c).mean() for c in np.unique(query_labels)])
     )
+
+
+def to_device(images: np.ndarray, fabric: Fabric) -> Tensor:
+    """Return a copy of an array on the training device, without waiting for the device."""
+    tensor = torch.from_numpy(np.array(images))
+    if fabric.device.type == "cuda":
+        tensor = tensor.pin_memory()  # from pageable memory the copy waits for the step before
+    return tensor.to(fabric.device, non_blocking=True)
 
 
 def channels_last(images: Tensor) -> Tensor:
@@ -170,17 +185,29 @@ def pretrain(
 ) -> pd.DataFrame:
     """Train encoder and head in place on tiles without labels; return the log, a row an epoch.
 
-    images: uint8 (N, 3, H, W), may be memory-mapped. size: side of a view in pixels. checkpoint:
-    file written after every epoch; a run with the same `mark` goes on from it and ends in the
-    same weights. monitor: called with (encoder, epoch), its numbers join the log.
+    images: uint8 (N, 3, H, W), an array or a `TileStore`. size: side of a view in pixels.
+    checkpoint: file written after every epoch; a run with the same `mark` goes on from it and ends
+    in the same weights. monitor: called with (encoder, epoch), its numbers join the log.
 
-    Raises ValueError for fewer tiles than a batch, FloatingPointError for a loss that is no number.
+    Where `fabric` has several processes, `batch` is shared among them, and views, negatives and
+    batch statistics are those of one process with the whole batch; the first one alone watches
+    and writes. A checkpoint may be gone on from with another number of processes.
+
+    Raises ValueError for fewer tiles than a batch, or a batch that the processes cannot share
+    evenly; FloatingPointError for a loss that is no number.
     """
     if len(images) < batch:
         raise ValueError(
             f"{len(images)} tiles are fewer than one batch of {batch}: lower PRETRAIN_BATCH"
         )
+    if batch % fabric.world_size:
+        raise ValueError(
+            f"PRETRAIN_BATCH is {batch}: {fabric.world_size} processes need a multiple of their"
+            " number"
+        )
     model = nn.Sequential(encoder, head)
+    if fabric.world_size > 1:
+        synchronise_statistics(model, fabric.device)
     steps = epochs * (len(images) // batch)
     optim, schedule = make_optimizer(model, optimizer, lr, steps)
     model = model.to(memory_format=torch.channels_last)
@@ -192,11 +219,12 @@ def pretrain(
         optim.load_state_dict(state["optimizer"])
         schedule.load_state_dict(state["schedule"])
         rows = state["rows"]
-        print(f"going on after epoch {rows[-1]['epoch']} of {epochs}")
-    elif monitor:
+        fabric.print(f"going on after epoch {rows[-1]['epoch']} of {epochs}")
+    elif monitor and fabric.is_global_zero:
         rows.append({"epoch": 0, **{k: float(v) for k, v in monitor(encoder, 0).items()}})
-    first = int(rows[-1]["epoch"]) + 1 if rows else 1
-    bar = tqdm(range(first, epochs + 1), desc="pre-training", unit="epoch")
+    first = int(state["rows"][-1]["epoch"]) + 1 if state else 1
+    bar = tqdm(range(first, epochs + 1), desc="pre-training", unit="epoch",
+               disable=not fabric.is_global_zero)  # fmt: skip
     for epoch in bar:
         start = time.perf_counter()
         row = _train_epoch(model, optim, schedule, images, views, fabric, size, batch,
@@ -204,11 +232,11 @@ def pretrain(
         seconds = max(time.perf_counter() - start, 1e-9)
         row["seconds"] = round(seconds, 2)
         row["pairs_per_second"] = round(len(images) // batch * batch / seconds, 1)
-        if monitor:
+        if monitor and fabric.is_global_zero:
             row |= {k: float(v) for k, v in monitor(encoder, epoch).items()}
         rows.append(row)
         bar.set_postfix(loss=f"{row['loss']:.3f}", pairs_per_s=row["pairs_per_second"])
-        if checkpoint:
+        if checkpoint and fabric.is_global_zero:
             save_checkpoint(
                 checkpoint, mark, model=model.state_dict(), optimizer=optim.state_dict(),
                 schedule=schedule.state_dict(), rows=rows,
@@ -223,19 +251,87 @@ def _train_epoch(
     model.train()
     generator = torch.Generator().manual_seed(seed * 100_003 + epoch)
     losses, lr = [], optim.param_groups[0]["lr"]
+    share = fabric.global_rank, fabric.world_size
     for index in batches(len(images), batch, seed, epoch):
-        tiles = torch.from_numpy(np.array(images[index])).to(fabric.device)
-        v1, v2 = two_views(tiles, views, size, generator)  # 2 x (N, 3, size, size)
+        tiles = to_device(images[index[share[0] :: share[1]]], fabric)
+        v1, v2 = two_views(tiles, views, size, generator, share)  # 2 x (N, 3, size, size)
         z1, z2 = model(channels_last(torch.cat([v1, v2]))).chunk(2)  # 2 x (N, out_dim)
-        loss = nt_xent(z1, z2, temperature)
+        loss = nt_xent(z1, z2, temperature, fabric)
         optim.zero_grad()
         fabric.backward(loss)
         optim.step()
         schedule.step()
         losses.append(loss.detach())  # read once an epoch: reading it here would stall a GPU
-    mean = float(torch.stack(losses).mean())
+    mean = float(fabric.all_reduce(torch.stack(losses).mean()))  # equal shares: mean of means
     if not math.isfinite(mean):
         raise FloatingPointError(
             f"the loss of epoch {epoch} is {mean}: lower PRETRAIN_LR or raise TEMPERATURE"
         )
     return {"epoch": epoch, "loss": mean, "lr": lr}
+
+
+def pretrain_encoder(
+    tiles,
+    index: np.ndarray,
+    run: Path,
+    fabric: Fabric,
+    *,
+    views: str,
+    backbone: str,
+    head: str,
+    seed: int,
+    monitor: Callable[[Encoder, int], dict[str, float]] | None = None,
+    **settings,
+) -> tuple[Encoder, pd.DataFrame]:
+    """Build encoder and head from `seed`, `pretrain` them on the tiles at `index`, labels unused.
+
+    tiles: `data.Tiles`. views: a name in `augmentation.VIEWS`. backbone, head: see `models`.
+    settings: as in `pretrain`. Checkpoint and log go to `pretraining_<views>` in the folder `run`.
+    Lesson 03 and `crc-course pretrain` both call this: each goes on from what the other has left.
+    """
+    torch.manual_seed(seed)
+    encoder = Encoder(backbone)
+    mark = fingerprint(tiles=tiles.ids[index].tolist(), data=tiles.name, views=views, head=head,
+                       backbone=backbone, seed=seed, **settings)  # fmt: skip
+    log = pretrain(
+        encoder, ProjectionHead(encoder.dim, kind=head), tiles.images.pick(index), VIEWS[views],
+        fabric, **settings, seed=seed, checkpoint=run / f"pretraining_{views}.ckpt", mark=mark,
+        monitor=monitor,
+    )  # fmt: skip
+    return encoder, log
+
+
+def watched(parts, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the tiles a monitor may look up neighbours in, shuffled, and those it asks about.
+
+    parts: `data.Split`. Validation tiles ask; where there are none (the paper's case), a fifth of
+    the training part, which is then left out of the first.
+    """
+    shuffled = np.random.default_rng(seed).permutation(parts.train)
+    fifth = len(shuffled) // 5
+    return (shuffled, parts.val) if len(parts.val) else (shuffled[fifth:], shuffled[:fifth])
+
+
+def make_monitor(
+    tiles, bank: np.ndarray, queries: np.ndarray, size: int, epochs: int, fabric: Fabric
+) -> Callable[[Encoder, int], dict[str, float]]:
+    """Return what `pretrain` calls: kNN accuracy and signs of collapse, every second epoch and at
+    the end. Labels are used to watch, never to train.
+
+    tiles: `data.Tiles`; bank, queries: the indices to vote and to be voted on.
+    """
+
+    def monitor(encoder: Encoder, epoch: int) -> dict[str, float]:
+        if epoch % 2 and epoch != epochs:
+            return {}
+        known = embed(encoder, tiles.images.pick(bank), size, fabric)
+        asked = embed(encoder, tiles.images.pick(queries), size, fabric)
+        unit = F.normalize(known, dim=1)
+        return {
+            "knn": knn_accuracy(known, tiles.labels[bank], asked, tiles.labels[queries]),
+            "std": float(unit.std(dim=0).mean() * math.sqrt(unit.shape[1])),
+            "effective_rank": effective_rank(known),
+            "uniformity": float(uniformity(known)),
+        }
+
+    return monitor

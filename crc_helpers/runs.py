@@ -37,13 +37,21 @@ def has_fast_bf16() -> bool:
     return any(getattr(torch.cpu, name, bool)() for name in checks)
 
 
-def make_fabric(seed: int) -> Fabric:
-    """Seed every generator and return Lightning Fabric on the fastest device there is."""
+def make_fabric(seed: int, devices: int = 1, nodes: int = 1) -> Fabric:
+    """Seed every generator and return Lightning Fabric on the fastest device there is.
+
+    devices: how many on each of `nodes` machines; more than one need `launch()`, see
+    `crc-course pretrain`.
+    """
     seed_everything(seed, verbose=False)
     # CPU or CUDA: Apple's MPS lacks operations that the views and Grad-CAM use.
     accelerator = "cuda" if torch.cuda.is_available() else "cpu"
     precision = "bf16-mixed" if has_fast_bf16() else "32-true"
-    return Fabric(accelerator=accelerator, devices=1, precision=precision)
+    strategy = "ddp" if devices * nodes > 1 else "auto"
+    return Fabric(
+        accelerator=accelerator, devices=devices, num_nodes=nodes, strategy=strategy,
+        precision=precision,
+    )  # fmt: skip
 
 
 def run_folder(name: str | Path) -> Path:

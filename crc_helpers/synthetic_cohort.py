@@ -29,6 +29,7 @@ from crc_helpers.synthetic_tissue import (
     divide,
     draw_slide,
 )
+from crc_helpers.tile_store import TileStore
 
 TILES_PER_SLIDE = 6
 SHORTCUTS = ("ink", "stain")
@@ -42,14 +43,14 @@ READER_SKILL = 7.4 * np.array([0.8, 1.3, 1.0, 1.2, 0.9, 1.1, 0.7])  # slope of t
 # A site is a lab and a scanner: what it adds to the mean of each parameter.
 SITES = {
     "Scanner A": {},
-    "Scanner B": {
-        "haematoxylin": -0.2,
-        "eosin": 0.35,
-        "stain_turn": -7.0,
+    "Scanner B": {  # little haematoxylin, a yellow lamp, soft optics: nuclei are hard to see
+        "haematoxylin": -0.45,
+        "eosin": -0.05,
+        "stain_turn": -2.0,
         "lamp": -1.0,
-        "contrast": -0.18,
-        "focus": 0.4,
-        "noise": 2.0,
+        "contrast": -0.08,
+        "focus": 0.3,
+        "noise": 1.0,
     },
 }
 # Polyp size (logarithm of millimetres, mean and spread) and share in the right colon of either
@@ -337,11 +338,10 @@ def _draw(slide: Slide, keep: Keep, size: int, mpp: float) -> int:
 
 
 def to_arrays(folder: Path, slide: Slide, drawings: list[Drawing]) -> None:
-    """Keep images and diagnostic regions in the `images.npy` and `masks.npy` of a folder."""
-    images = np.load(folder / "images.npy", mmap_mode="r+")
-    masks = np.load(folder / "masks.npy", mmap_mode="r+")
-    for row, drawing in enumerate(drawings, slide.first):
-        images[row], masks[row] = drawing.image, drawing.diagnostic
+    """Keep images and diagnostic regions in the stores "images" and "masks" of a folder."""
+    rows = slice(slide.first, slide.first + len(drawings))
+    TileStore(folder, "images", writable=True)[rows] = np.stack([d.image for d in drawings])
+    TileStore(folder, "masks", writable=True)[rows] = np.stack([d.diagnostic for d in drawings])
 
 
 def to_files(folder: Path, slide: Slide, drawings: list[Drawing]) -> None:
