@@ -43,12 +43,12 @@ READER_SKILL = 7.4 * np.array([0.8, 1.3, 1.0, 1.2, 0.9, 1.1, 0.7])  # slope of t
 # A site is a lab and a scanner: what it adds to the mean of each parameter.
 SITES = {
     "Scanner A": {},
-    "Scanner B": {  # little haematoxylin, a yellow lamp, soft optics: nuclei are hard to see
+    "Scanner B": {  # little haematoxylin, pale, a yellow lamp, soft optics: nuclei are hard to see
         "haematoxylin": -0.45,
-        "eosin": -0.05,
-        "stain_turn": -2.0,
+        "eosin": -0.15,
+        "stain_turn": -4.0,
         "lamp": -1.0,
-        "contrast": -0.08,
+        "contrast": -0.15,
         "focus": 0.3,
         "noise": 1.0,
     },

@@ -1,0 +1,120 @@
+"""Pairs a second of contrastive pre-training, from PNG files: ours, lightly's recipe, the limit.
+
+    python benchmarks/pretraining_speed.py
+
+lightly: its dataset, SimCLR transform, projection head, loss and two forward passes, as its
+tutorial has them, with a worker process a core. Ours: tiles decoded once (not timed, once a
+course), read from the store, the lesson's own loop. limit: our loop on views that lie ready.
+"""
+
+import os
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from harness import keep, race
+from lightly.data import LightlyDataset
+from lightly.loss import NTXentLoss
+from lightly.models.modules import SimCLRProjectionHead
+from lightly.transforms import SimCLRTransform
+from torch import nn
+
+from crc_helpers import data, models, pretraining, runs
+from crc_helpers.augmentation import VIEWS
+
+GPU = torch.cuda.is_available()
+# claim: backbone, pixels of a view, batch, batches a round, aims against lightly and the limit
+SETTINGS = {
+    "pre-training, ResNet-18, 96 px": ("resnet18", 96, 128, 40 if GPU else 3, 2.5, 0.90),
+    "pre-training, ResNet-50, 224 px": (
+        "resnet50", 224, 128 if GPU else 16, 10 if GPU else 2, 5.0 if GPU else 2.0,
+        0.85 if GPU else None,
+    ),
+}  # fmt: skip
+
+
+def lightly_recipe(backbone: str, size: int, batch: int, folder: Path, fabric):
+    """One epoch over a folder of PNG files as lightly's SimCLR tutorial trains."""
+    encoder = models.Encoder(backbone)
+    model = nn.Sequential(encoder, SimCLRProjectionHead(encoder.dim, encoder.dim, 128))
+    model = model.to(fabric.device)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.06, momentum=0.9, weight_decay=5e-4)
+    criterion = NTXentLoss()
+    dataset = LightlyDataset(str(folder), transform=SimCLRTransform(input_size=size))
+    loader = torch.utils.data.DataLoader(
+        dataset, batch_size=batch, shuffle=True, drop_last=True, num_workers=os.cpu_count(),
+        persistent_workers=True, pin_memory=GPU,
+    )  # fmt: skip
+
+    def epoch() -> None:
+        model.train()
+        for (v1, v2), _, _ in loader:
+            z1 = model(v1.to(fabric.device, non_blocking=True))
+            z2 = model(v2.to(fabric.device, non_blocking=True))
+            loss = criterion(z1, z2)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+
+    return epoch
+
+
+def ours(backbone: str, size: int, batch: int, images, fabric, ready: bool):
+    """One epoch of the lesson's own loop; ready: its views drawn beforehand, on the device."""
+    torch.manual_seed(0)
+    encoder = models.Encoder(backbone)
+    model = nn.Sequential(encoder, models.ProjectionHead(encoder.dim))
+    optimizer, schedule = pretraining.make_optimizer(model, "adamw-one-cycle", 1e-3, 10**6)
+    model = model.to(memory_format=torch.channels_last)
+    model, optimizer = fabric.setup(model, optimizer)
+    drawn = torch.rand(2 * batch, 3, size, size, device=fabric.device)
+    views = pretraining.channels_last(drawn)
+
+    def epoch() -> None:
+        model.train()
+        for _ in range(len(images) // batch):
+            z1, z2 = model(views).chunk(2)
+            loss = pretraining.nt_xent(z1, z2, 0.2)
+            optimizer.zero_grad()
+            fabric.backward(loss)
+            optimizer.step()
+            schedule.step()
+
+    def lesson() -> None:
+        pretraining._train_epoch(
+            model, optimizer, schedule, images, VIEWS["tissue"], fabric, size, batch, 0.2, 0, 1
+        )
+
+    return epoch if ready else lesson
+
+
+def main() -> None:
+    """Race, at both sizes."""
+    torch.set_num_threads(os.cpu_count())
+    fabric = runs.make_fabric(0)
+    for claim, (backbone, size, batch, batches, than_lightly, of_limit) in SETTINGS.items():
+        n = batch * batches
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = data.prepare("synthetic", Path(temporary) / "tissue", n=n) / "images"
+            tiles = data.load_tiles("synthetic", n=n, cache=temporary)
+            assert np.array_equal(tiles.images[0], _read(sorted(folder.iterdir())[0]))
+            seconds = race(
+                {
+                    "ours": ours(backbone, size, batch, tiles.images, fabric, ready=False),
+                    "lightly": lightly_recipe(backbone, size, batch, folder, fabric),
+                    "limit": ours(backbone, size, batch, tiles.images, fabric, ready=True),
+                }
+            )
+        bars = {"ours / lightly": than_lightly, "ours / limit": of_limit}
+        keep(f"{claim}, batch {batch}", seconds, n, "pairs", bars)
+
+
+def _read(path: Path) -> np.ndarray:
+    from PIL import Image
+
+    return np.asarray(Image.open(path)).transpose(2, 0, 1)
+
+
+if __name__ == "__main__":
+    main()
