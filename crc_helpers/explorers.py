@@ -1,5 +1,6 @@
 """Interactive views of pure functions; the only file that imports ipywidgets."""
 
+import base64
 import io
 from collections.abc import Sequence
 from dataclasses import fields, replace
@@ -9,7 +10,9 @@ import ipywidgets as widgets
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
+from PIL import Image, ImageDraw
 from sklearn.metrics import precision_recall_curve, roc_curve
 
 from crc_helpers.augmentation import Views, apply, draw_parameters, shrink
@@ -113,6 +116,26 @@ def paint_over(image: np.ndarray, cover: tuple[float, float, float]) -> np.ndarr
     return copy
 
 
+def as_png(*figures: Figure) -> bytes:
+    """Turn figures into one PNG, below each other, and close them."""
+    pictures = []
+    try:
+        for figure in figures:
+            figure.set_dpi(100)
+            figure.canvas.draw()
+            pictures.append(Image.fromarray(np.asarray(figure.canvas.buffer_rgba())[..., :3]))
+    finally:
+        for figure in figures:
+            plt.close(figure)  # or every move of a slider leaves a figure in memory
+    size = max(p.width for p in pictures), sum(p.height for p in pictures)
+    page, y, buffer = Image.new("RGB", size, "white"), 0, io.BytesIO()
+    for picture in pictures:
+        page.paste(picture, (0, y))
+        y += picture.height
+    page.save(buffer, "PNG", compress_level=1)  # the quickest: latency counts, not bytes
+    return buffer.getvalue()
+
+
 class Explorer:
     """Controls over a pure function that draws a figure: one picture, updated in place.
 
@@ -123,7 +146,7 @@ class Explorer:
     def __init__(self, controls: list[widgets.Widget]) -> None:
         self.controls = controls
         self.picture = widgets.Image(format="png", layout={"max_width": "100%"})
-        self.message = widgets.Label()
+        self.message, self.link = widgets.Label(), widgets.HTML()
         for control in controls:
             control.observe(self._redraw, names="value")
         self._redraw()
@@ -134,18 +157,16 @@ class Explorer:
 
     def render(self) -> bytes:
         """Return the current figure as PNG."""
-        figure = self.figure()
-        try:
-            buffer = io.BytesIO()
-            figure.savefig(buffer, format="png")
-        finally:
-            plt.close(figure)  # or every move of a slider leaves a figure in memory
-        return buffer.getvalue()
+        return as_png(self.figure())
 
     def _redraw(self, _change: object = None) -> None:
         self.message.value = "drawing …"
         try:
-            self.picture.value = self.render()
+            picture = self.render()
+            self.picture.value = picture
+            # The picture itself is in the link: saved by the browser, nothing written here.
+            address = f"data:image/png;base64,{base64.b64encode(picture).decode()}"
+            self.link.value = f'<a download="{type(self).__name__}.png" href="{address}">save</a>'
             self.message.value = ""
         except Exception as error:
             self.message.value = f"Not drawn: {error}"
@@ -155,7 +176,7 @@ class Explorer:
         half = -(-len(self.controls) // 2)
         columns = [widgets.VBox(self.controls[:half]), widgets.VBox(self.controls[half:])]
         rows = widgets.HBox(columns, layout={"flex_flow": "row wrap"})
-        return widgets.VBox([rows, self.message, self.picture])
+        return widgets.VBox([rows, self.message, self.picture, self.link])
 
 
 def named(description: str) -> dict:
@@ -357,6 +378,106 @@ class TemperatureExplorer(Explorer):
         return temperature_figure(self.similarity, self.names, self.temperature.value, self.labels)
 
 
+def nearest(features: np.ndarray, i: int, k: int = 5) -> np.ndarray:
+    """The k rows of features (N, D) with the highest cosine to row i, itself left out, int (k,)."""
+    unit = features / np.linalg.norm(features, axis=1, keepdims=True)
+    cosine = unit @ unit[i]
+    cosine[i] = -np.inf
+    return np.argsort(-cosine)[:k]
+
+
+def embedding_figure(
+    points: np.ndarray, features: np.ndarray, tiles: Tiles, i: int, kind: str, title: str = ""
+) -> Figure:
+    """Draw a map of tiles, one of them, and the five nearest to it in feature space.
+
+    points (N, 2), features (N, D) of the N `tiles`; kind: what colours show, see `colours_of`.
+    """
+    near = nearest(features, i)
+    figure = plt.figure(figsize=(12, 4.6))
+    left, right = figure.subfigures(1, 2, width_ratios=(0.85, 1))
+    ax = left.subplots()
+    values, names = colours_of(tiles, kind)
+    colours = ListedColormap([PALETTE[0], PALETTE[3]]) if len(names) == 2 else "turbo"
+    shown = ax.scatter(*points.T, c=values, s=14, linewidths=0, alpha=0.8, cmap=colours)
+    for j in near:
+        ax.plot(*points[[i, j]].T, color="0.2", linewidth=0.8)
+    ax.plot(*points[near].T, "o", mfc="none", mec="0.2", markersize=8)
+    ax.plot(*points[i], "o", mfc="none", mec="k", mew=2.5, markersize=14)
+    ax.set(xticks=[], yticks=[], title=title)
+    if names:
+        handles = shown.legend_elements()[0]
+        ax.legend(handles, names, title=kind, fontsize=9, title_fontsize=9, loc="center left",
+                  bbox_to_anchor=(1, 0.5), frameon=False)  # fmt: skip
+    for place, (ax, j) in enumerate(zip(right.subplots(2, 3).flat, (i, *near), strict=True)):
+        label = tiles.class_names[tiles.labels[j]] if tiles.labels[j] >= 0 else "no label"
+        mate = tiles.groups is not None and place and tiles.groups[j] == tiles.groups[i]
+        words = f"{'this' if not place else f'{place}.'} {label}" + (", same slide" if mate else "")
+        show_tile(ax, tiles.images[j], words)
+    same = (tiles.labels[near] == tiles.labels[i]).mean()
+    chance = (np.delete(tiles.labels, i) == tiles.labels[i]).mean()
+    notes = [f"neighbours of its class {same:.0%} (chance {chance:.0%})"]
+    if tiles.groups is not None:
+        mates = (tiles.groups[near] == tiles.groups[i]).mean()
+        chance = (np.delete(tiles.groups, i) == tiles.groups[i]).mean()
+        notes.append(f"of its slide {mates:.0%} (chance {chance:.0%})")
+    figure.supxlabel(" · ".join(notes), fontsize=11)
+    return figure
+
+
+def colours_of(tiles: Tiles, kind: str) -> tuple[np.ndarray, list[str]]:
+    """A number a tile (N,), and the names of the numbers, none where they are too many to list.
+
+    kind: "class", "slide", "votes", or a column of the tiles' metadata.
+    """
+    if kind == "votes":
+        return tiles.votes, [str(v) for v in np.unique(tiles.votes)]
+    values = {"class": tiles.labels, "slide": tiles.groups}.get(kind)
+    values = tiles.metadata[kind].to_numpy() if values is None else values
+    known, codes = np.unique(values, return_inverse=True)
+    if kind == "class":
+        return codes, ["no label" if k < 0 else tiles.class_names[k] for k in known]
+    return codes, [str(k) for k in known] if len(known) <= 8 else []
+
+
+class EmbeddingExplorer(Explorer):
+    """Point at a tile on a map of features, and see it and its nearest neighbours.
+
+    tiles: N of them; features: name of an encoder to its features (N, D); maps: name of the same
+    encoder to a flat map (N, 2) of them.
+    """
+
+    def __init__(
+        self, tiles: Tiles, features: dict[str, np.ndarray], maps: dict[str, np.ndarray]
+    ) -> None:
+        self.tiles, self.features, self.maps = tiles, features, maps
+        known = {"class": True, "slide": tiles.groups is not None, "votes": tiles.votes is not None}
+        kinds = [kind for kind, there in known.items() if there]
+        kinds += [] if tiles.metadata is None else list(tiles.metadata)
+        self.encoder = widgets.Dropdown(
+            options=list(maps), value=list(maps)[-1], **named("encoder")
+        )
+        self.kind = widgets.Dropdown(options=kinds, **named("colour by"))
+        self.across = slider("point: across", 0.5, 0.0, 1.0)
+        self.down = slider("point: down", 0.5, 0.0, 1.0)
+        super().__init__([self.encoder, self.kind, self.across, self.down])
+
+    def pointed(self) -> int:
+        """The tile nearest to where the two sliders point."""
+        points = self.maps[self.encoder.value]
+        low, high = points.min(axis=0), points.max(axis=0)
+        at = (points - low) / (high - low)
+        wanted = np.array([self.across.value, 1 - self.down.value])
+        return int(np.square(at - wanted).sum(axis=1).argmin())
+
+    def figure(self) -> Figure:
+        """Draw the map and the tile pointed at."""
+        name = self.encoder.value
+        return embedding_figure(
+            self.maps[name], self.features[name], self.tiles, self.pointed(), self.kind.value, name
+        )
+
+
 def threshold_figure(
     labels: np.ndarray,
     score: np.ndarray,
@@ -446,6 +567,25 @@ class ThresholdExplorer(Explorer):
         return tile_grid(self.tiles.images[index], titles, columns=6, width=2.2)
 
 
+def strip(images: np.ndarray, chosen: int, columns: int = 12, side: int = 72) -> bytes:
+    """A row of numbered thumbnails as PNG, the one at position `chosen` framed.
+
+    images: uint8 (n, 3, H, W), n at most `columns`.
+    """
+    row = Image.new("RGB", (columns * (side + 6), side + 6), "white")
+    pen = ImageDraw.Draw(row)
+    for k, image in enumerate(images):
+        x = k * (side + 6) + 3
+        row.paste(Image.fromarray(np.moveaxis(image, 0, -1)).resize((side, side)), (x, 3))
+        pen.rectangle((x, 3, x + 18, 15), fill="white")
+        pen.text((x + 3, 3), str(k + 1), fill="black")
+        if k == chosen:
+            pen.rectangle((x - 3, 0, x + side + 2, side + 5), outline="black", width=3)
+    buffer = io.BytesIO()
+    row.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
 class GradCamExplorer(Explorer):
     """Grad-CAM on a tile, or a picture of your own, as you like to see it.
 
@@ -456,15 +596,21 @@ class GradCamExplorer(Explorer):
     def __init__(
         self, models: dict[str, Classifier], tiles: Tiles, indices: np.ndarray, size: int
     ) -> None:
-        self.models, self.tiles, self.size = models, tiles, size
-        self.indices, self.tops = indices, {}
+        self.models, self.tiles, self.size, self.indices = models, tiles, size, indices
+        self.tops, self.said, self.offered = {}, {}, indices[:12]
         first = next(iter(models.values()))
         classes = [(n, c) for c, n in enumerate(tiles.class_names)]
-        self.tile = widgets.Dropdown(options=tile_options(tiles, indices), **named("tile"))
+        filters = ["all", *tiles.class_names, "right", "wrong", "least sure"]
+        filters += ["readers 4 : 3"] * (tiles.votes is not None)
+        self.filter = widgets.Dropdown(options=filters, **named("offer tiles"))
+        self.strip = widgets.Image(format="png", layout={"max_width": "100%"})
+        self.tile = widgets.Dropdown(options=tile_options(tiles, self.offered), **named("tile"))
         self.upload = widgets.FileUpload(
             accept=",".join(SUFFIXES), description="or your own image", layout={"width": "400px"}
         )
         self.model = widgets.Dropdown(options=list(models), **named("network"))
+        others = ["nothing", *models, *(f"evidence for {name}" for name in tiles.class_names)]
+        self.beside = widgets.Dropdown(options=others, **named("compare with"))
         self.target = widgets.Dropdown(options=classes, value=1, **named("class explained"))
         self.layer = widgets.Dropdown(
             options=stage_names(first), value=last_stage(first), **named("layer")
@@ -475,10 +621,50 @@ class GradCamExplorer(Explorer):
         self.opacity = slider("opacity", 0.55, 0.0, 1.0)
         self.square = [slider("cover: side", 0.0, 0.0, 0.6)]
         self.square += [slider(f"cover: {name}", 0.5, 0.0, 1.0) for name in ("across", "down")]
+        self.filter.observe(self._offer, names="value")
         super().__init__(
-            [self.tile, self.upload, self.model, self.target, self.layer, self.scale, self.raw,
-             self.threshold, self.opacity, *self.square]
+            [self.tile, self.upload, self.model, self.beside, self.target, self.layer, self.scale,
+             self.raw, self.threshold, self.opacity, *self.square]
         )  # fmt: skip
+        self.controls = [self.filter, *self.controls]  # it redraws by the tile that it chooses
+
+    def _offer(self, _change: object = None) -> None:
+        found = self.filtered()
+        if not len(found):
+            self.message.value = f"Not drawn: no tile here is {self.filter.value!r}"
+            return
+        self.offered = found
+        self.tile.options = tile_options(self.tiles, found)
+        self._redraw()
+
+    def filtered(self) -> np.ndarray:
+        """The first twelve tiles that the filter lets through; least sure: the twelve least."""
+        kind, labels = self.filter.value, self.tiles.labels[self.indices]
+        if kind == "all":
+            keep = np.ones(len(labels), bool)
+        elif kind in self.tiles.class_names:
+            keep = labels == self.tiles.class_names.index(kind)
+        elif kind == "readers 4 : 3":
+            keep = np.isin(self.tiles.votes[self.indices], (3, 4))
+        else:
+            said = self.probabilities()
+            if kind == "least sure":
+                return self.indices[np.argsort(said.max(1))[:12]]
+            keep = (said.argmax(1) == labels) == (kind == "right")
+        return self.indices[keep][:12]
+
+    def probabilities(self) -> np.ndarray:
+        """What the chosen network says of all tiles there are to choose from, float (N, C)."""
+        name = self.model.value
+        if name not in self.said:
+            device, parts = next(self.models[name].parameters()).device, []
+            for start in range(0, len(self.indices), 64):
+                batch = self.tiles.images[self.indices[start : start + 64]]
+                with torch.no_grad():
+                    x = shrink(torch.from_numpy(batch).to(device), self.size)
+                    parts.append(torch.softmax(self.models[name](x).double(), 1).cpu().numpy())
+            self.said[name] = np.concatenate(parts)
+        return self.said[name]
 
     def chosen(self) -> tuple[np.ndarray, np.ndarray | None, str]:
         """Picture, mask and title of what is to be explained; an upload wins over the list.
@@ -496,29 +682,47 @@ class GradCamExplorer(Explorer):
         mask = None if self.tiles.masks is None else self.tiles.masks[i]
         return np.array(self.tiles.images[i]), mask, f"truth: {name}"
 
-    def top(self) -> float | None:
-        """End of the colour scale: the highest value over all tiles offered, or None."""
+    def top(self, model: str, target: int) -> float | None:
+        """End of the colour scale: the highest value over the tiles in the strip, or None."""
         if self.scale.value == "own maximum":
             return None
-        key = self.model.value, self.target.value, self.layer.value
+        key = model, target, self.layer.value, tuple(self.offered)
         if key not in self.tops:
-            model = self.models[self.model.value]
-            images = torch.from_numpy(self.tiles.images[self.indices].copy())
-            images = images.to(next(model.parameters()).device)
-            found = grad_cam(model, shrink(images, self.size), self.target.value, self.layer.value)
+            network = self.models[model]
+            images = torch.from_numpy(self.tiles.images[self.offered])
+            images = images.to(next(network.parameters()).device)
+            found = grad_cam(network, shrink(images, self.size), target, self.layer.value)
             self.tops[key] = float(found.maps.max())
         return self.tops[key]
 
-    def figure(self) -> Figure:
-        """Draw the explanation that the controls ask for."""
+    def figure(self, model: str | None = None, target: int | None = None) -> Figure:
+        """Draw the explanation that the controls ask for, or another network's or class's."""
+        model = model or self.model.value
+        target = self.target.value if target is None else target
         image, mask, title = self.chosen()
         side, across, down = (control.value for control in self.square)
         return explanation_figure(
-            self.models[self.model.value], image, self.size, class_names=self.tiles.class_names,
-            target=self.target.value, title=title, mask=mask, mask_name=self.tiles.mask_name,
+            self.models[model], image, self.size, class_names=self.tiles.class_names,
+            target=target, title=f"{title}; {model}", mask=mask, mask_name=self.tiles.mask_name,
             layer=self.layer.value, threshold=self.threshold.value, opacity=self.opacity.value,
-            raw=self.raw.value, top=self.top(), cover=(across, down, side),
+            raw=self.raw.value, top=self.top(model, target), cover=(across, down, side),
         )  # fmt: skip
+
+    def render(self) -> bytes:
+        """Return the figure as PNG, with the one it is compared with below."""
+        images = self.tiles.images[self.offered]
+        self.strip.value = strip(images, list(self.offered).index(self.tile.value))
+        figures, other = [self.figure()], self.beside.value
+        if other in self.models:
+            figures.append(self.figure(model=other))
+        elif other != "nothing":
+            name = other.removeprefix("evidence for ")
+            figures.append(self.figure(target=self.tiles.class_names.index(name)))
+        return as_png(*figures)
+
+    def show(self) -> widgets.Widget:
+        """Return the widget: the strip of tiles over the controls and the picture."""
+        return widgets.VBox([self.strip, super().show()])
 
 
 class LiveExplorer(TissueExplorer):

@@ -18,7 +18,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from crc_helpers.augmentation import Views, one_view
-from crc_helpers.models import Classifier
+from crc_helpers.models import Classifier, Encoder
 from crc_helpers.pretraining import batches, channels_last, embed, make_optimizer, to_device
 from crc_helpers.runs import load_checkpoint, save_checkpoint, save_table
 
@@ -154,3 +154,21 @@ def linear_probe(
         return log_loss(val_labels, found, labels=probe.classes_)
 
     return min(probes, key=loss)
+
+
+def probe_classifier(encoder: Encoder, probe: Pipeline) -> Classifier:
+    """Return a frozen encoder with a linear probe as its last layer, for Grad-CAM to explain.
+
+    Its probabilities are those of the probe on the encoder's features. Of two classes each gets
+    half of the probe's one score, with opposite signs, so that there is evidence for either.
+    """
+    scale, regression = probe[0], probe[1]
+    weight = regression.coef_ / scale.scale_  # (C, D), or (1, D) for two classes
+    bias = regression.intercept_ - weight @ scale.mean_
+    if len(weight) == 1:
+        weight, bias = np.stack([-weight[0], weight[0]]) / 2, np.array([-bias[0], bias[0]]) / 2
+    classifier = Classifier(encoder, len(weight))
+    with torch.no_grad():
+        classifier.fc.weight.copy_(torch.from_numpy(weight))
+        classifier.fc.bias.copy_(torch.from_numpy(bias))
+    return classifier.eval()

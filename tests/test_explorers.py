@@ -1,5 +1,6 @@
 """The explorers: every control redraws, numbers are those of the module, nothing is left."""
 
+import base64
 import datetime
 import io
 from dataclasses import replace
@@ -8,28 +9,34 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
+from lightning.fabric import Fabric
 from PIL import Image
 from sklearn.metrics import confusion_matrix
+from sklearn.neighbors import NearestNeighbors
 from traitlets import TraitError
 
 from crc_helpers.augmentation import VIEWS, draw_parameters, shrink
 from crc_helpers.data import Tiles, load_tiles
 from crc_helpers.evaluation import wilson_interval
 from crc_helpers.explorers import (
+    EmbeddingExplorer,
     GradCamExplorer,
     LiveExplorer,
     TemperatureExplorer,
     ThresholdExplorer,
     TissueExplorer,
     ViewsExplorer,
+    embedding_figure,
     explanation_figure,
     kept_share,
+    nearest,
     paint_over,
     temperature_figure,
     threshold_figure,
     tissue_figure,
     views_figure,
 )
+from crc_helpers.fine_tuning import predict
 from crc_helpers.grad_cam import grad_cam
 from crc_helpers.models import Classifier, Encoder
 from crc_helpers.pretraining import nt_xent
@@ -83,6 +90,54 @@ def test_the_square_covers_and_its_effect_is_said(explorer):
     plt.close(figure)
 
 
+@pytest.mark.parametrize("beside", ["random", "evidence for HP"])
+def test_a_comparison_stands_below(explorer, beside):
+    alone = Image.open(io.BytesIO(explorer.picture.value)).size
+    explorer.beside.value = beside
+    page = Image.open(io.BytesIO(explorer.picture.value))
+    assert page.size == (alone[0], 2 * alone[1])
+    halves = [page.crop((0, y, alone[0], y + alone[1])) for y in (0, alone[1])]
+    if beside == "random":
+        explorer.model.value, explorer.beside.value = "random", "nothing"
+    else:
+        explorer.target.value, explorer.beside.value = 0, "nothing"
+    np.testing.assert_array_equal(halves[1], Image.open(io.BytesIO(explorer.picture.value)))
+
+
+def test_filters_offer_the_tiles_they_name(explorer, parts):
+    said = predict(parts[0], parts[1].images, 64, Fabric(accelerator="cpu", devices=1))
+    labels = parts[1].labels
+    expected = {
+        "HP": [0], "SSA": [1], "all": [0, 1, 2],
+        "right": np.flatnonzero(said.argmax(1) == labels),
+        "wrong": np.flatnonzero(said.argmax(1) != labels),
+        "least sure": np.argsort(said.max(1)),
+    }  # fmt: skip
+    for name, found in expected.items():
+        before = explorer.strip.value
+        explorer.filter.value = name
+        if len(found):
+            assert [value for _, value in explorer.tile.options] == list(found)
+            assert explorer.message.value == ""
+        else:
+            assert f"no tile here is '{name}'" in explorer.message.value
+            assert explorer.strip.value == before
+    assert "readers 4 : 3" not in explorer.filter.options  # these tiles have no votes
+
+
+def test_the_strip_frames_the_chosen_tile(explorer):
+    explorer.tile.value = 1
+    row = np.asarray(Image.open(io.BytesIO(explorer.strip.value)))
+    frames = [(row[40, 78 * k : 78 * k + 3] == 0).all() for k in range(3)]
+    assert frames == [False, True, False]
+
+
+def test_the_link_saves_the_picture_shown(explorer):
+    explorer.opacity.value = 0.2
+    encoded = explorer.link.value.split("base64,")[1].split('"')[0]
+    assert base64.b64decode(encoded) == explorer.picture.value
+
+
 def test_painting_over_stays_inside_and_keeps_the_original():
     image = np.random.default_rng(0).integers(0, 255, (3, 50, 50), np.uint8)
     kept = image.copy()
@@ -97,7 +152,7 @@ def test_one_scale_for_all_is_the_highest_of_all_maps(explorer, parts):
     explorer.scale.value = "same for all"
     model, tiles = parts
     highest = grad_cam(model, shrink(torch.from_numpy(tiles.images), 64), 1).maps.max()
-    assert explorer.top() == pytest.approx(float(highest))
+    assert explorer.top("trained", 1) == pytest.approx(float(highest))
 
 
 def uploaded(name: str, content: bytes) -> tuple:
@@ -189,7 +244,7 @@ def test_raw_cells_are_those_of_the_layer(parts):
 
 def test_the_widget_has_its_controls_and_picture(explorer):
     layout = explorer.show()
-    assert layout.children[-1] is explorer.picture
+    assert layout.children[0] is explorer.strip and explorer.picture in layout.children[1].children
 
 
 @pytest.mark.parametrize(("name", "value"), [("severity", 0.9), ("cut_angle", 80.0)])
@@ -366,3 +421,52 @@ def test_every_control_of_the_threshold_redraws(drawn_tiles):
     explorer.threshold.value = 1.0
     explorer.cell.value = (0, 1)  # an empty cell says so
     assert explorer.message.value == ""
+
+
+# --- embedding -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def embedding(drawn_tiles):
+    rng = np.random.default_rng(0)
+    features = {name: rng.standard_normal((12, 6)) for name in ("before", "after")}
+    return drawn_tiles, features, {name: f[:, :2] for name, f in features.items()}
+
+
+def test_neighbours_are_scikit_learns(embedding):
+    features = embedding[1]["after"]
+    search = NearestNeighbors(n_neighbors=6, metric="cosine").fit(features)
+    expected = search.kneighbors(features, return_distance=False)[:, 1:]
+    found = [nearest(features, i) for i in range(12)]
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_shares_of_neighbours_are_counted_beside_chance(embedding):
+    tiles, features, maps = embedding
+    figure = embedding_figure(maps["after"], features["after"], tiles, 3, "class")
+    near = nearest(features["after"], 3)
+    same = np.mean(tiles.labels[near] == tiles.labels[3])
+    chance = np.mean(np.delete(tiles.labels, 3) == tiles.labels[3])
+    mates = np.mean(tiles.groups[near] == tiles.groups[3])
+    said = figure._supxlabel.get_text()
+    assert f"of its class {same:.0%} (chance {chance:.0%})" in said
+    assert f"of its slide {mates:.0%} (chance 45%)" in said  # five slide-mates among eleven
+    plt.close(figure)
+
+
+def test_pointing_and_colouring_redraw(embedding):
+    explorer = EmbeddingExplorer(*embedding)
+    points = embedding[2]["after"]
+    for corner, best in (((0.0, 0.0), points[:, 1] - points[:, 0]), ((1.0, 1.0), None)):
+        explorer.across.value, explorer.down.value = corner
+        assert 0 <= explorer.pointed() < 12
+        if best is not None:
+            assert explorer.pointed() in np.argsort(-best)[:4]
+    assert set(explorer.kind.options) > {"class", "slide", "votes", "Scanner", "Colon Site"}
+    for kind in explorer.kind.options[1:]:
+        before = explorer.picture.value
+        explorer.kind.value = kind
+        assert explorer.picture.value != before and explorer.message.value == ""
+    before = explorer.picture.value
+    explorer.encoder.value = "before"
+    assert explorer.picture.value != before and explorer.message.value == ""

@@ -10,8 +10,9 @@ from sklearn.preprocessing import StandardScaler
 
 from crc_helpers import fine_tuning
 from crc_helpers.augmentation import VIEWS, one_view
-from crc_helpers.fine_tuning import fine_tune, linear_probe, predict, validate
+from crc_helpers.fine_tuning import fine_tune, linear_probe, predict, probe_classifier, validate
 from crc_helpers.models import Classifier, Encoder
+from crc_helpers.pretraining import embed
 from crc_helpers.runs import load_checkpoint
 
 SETTINGS = {"size": 16, "epochs": 4, "batch": 8, "lr": 1e-3}
@@ -286,3 +287,16 @@ def test_a_probe_weighs_classes_alike():
     probe = linear_probe(features[few], labels[few], features[:0], labels[:0])
     recall = [(probe.predict(features[labels == c].numpy()) == c).mean() for c in (0, 1)]
     assert abs(recall[0] - recall[1]) < 0.1
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_a_probe_as_last_layer_says_what_the_probe_says(fabric, classes):
+    rng, encoder = np.random.default_rng(0), Encoder("resnet8")
+    images = rng.integers(0, 256, (30, 3, 16, 16), np.uint8)
+    images[np.arange(30) % classes == 1] //= 3
+    labels = np.arange(30) % classes
+    features = embed(encoder, images, 16, fabric)
+    probe = linear_probe(features, labels, features, labels)
+    classifier = probe_classifier(encoder, probe)
+    np.testing.assert_allclose(predict(classifier, images, 16, fabric),
+                               probe.predict_proba(features.numpy()), atol=1e-5)  # fmt: skip
