@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help course lab test test-fast lint notebooks clean
+.PHONY: help course lab test test-fast lint bench notebooks clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -32,7 +32,12 @@ test-fast: $(INSTALLED)  ## run the tests that need no training and no notebook
 
 lint: $(INSTALLED)  ## check style
 	$(BIN)/ruff check .
-	$(BIN)/ruff format --check crc_helpers tests
+	$(BIN)/ruff format --check crc_helpers tests benchmarks/*_speed.py benchmarks/harness.py
+
+bench: $(INSTALLED)  ## measure speed against peers; writes benchmarks/SPEED.md (half an hour, 30 GB of disk)
+	$(BIN)/python -m pip install --quiet --editable '.[bench]'
+	for name in views_speed grad_cam_speed pretraining_speed many_tiles; do \
+	  $(BIN)/python benchmarks/$$name.py || exit; done
 
 notebooks: $(INSTALLED)  ## refresh the committed outputs, figures and weights (class preset)
 	$(BIN)/crc-course run --preset class --out runs/published

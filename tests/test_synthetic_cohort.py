@@ -72,7 +72,7 @@ def test_the_readers_vote_like_those_of_mhist(seed):
 
 
 def test_two_sites_differ_in_the_scanner_and_not_in_the_tissue(cohort):
-    at_a, at_b = (make_cohort(60, 3, scanner=name) for name in cohorts.SITES)
+    at_a, at_b = (make_cohort(60, 3, scanner=f"Scanner {name}") for name in "AB")
     np.testing.assert_array_equal(at_a.label, at_b.label)
     changed = {
         name
@@ -83,6 +83,8 @@ def test_two_sites_differ_in_the_scanner_and_not_in_the_tissue(cohort):
     assert changed == set(cohorts.SITES["Scanner B"])
     share = (cohort.table["Scanner"] == "Scanner A").groupby(cohort.label).mean()
     assert share.between(0.43, 0.57).all()  # the site says nothing about the diagnosis
+    assert set(cohort.table["Scanner"]) == {"Scanner A", "Scanner B"}  # C only when asked for
+    assert set(make_cohort(60, 3, scanner="Scanner C").table["Scanner"]) == {"Scanner C"}
 
 
 def test_size_and_site_tell_the_polyps_apart_as_published():
