@@ -36,7 +36,7 @@ lint: $(INSTALLED)  ## check style
 
 bench: $(INSTALLED)  ## measure speed against peers; writes benchmarks/SPEED.md (half an hour, 30 GB of disk)
 	$(BIN)/python -m pip install --quiet --editable '.[bench]'
-	for name in views_speed grad_cam_speed pretraining_speed many_tiles; do \
+	for name in views_speed grad_cam_speed pretraining_speed many_tiles explorers_speed; do \
 	  $(BIN)/python benchmarks/$$name.py || exit; done
 
 notebooks: $(INSTALLED)  ## refresh the committed outputs, figures and weights (class preset)

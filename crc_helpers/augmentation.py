@@ -17,6 +17,7 @@ from torch import Tensor
 # row is what neither explains, at a right angle to both (not DAB, which is not in the slide).
 _H, _E = torch.tensor([0.65, 0.70, 0.29]), torch.tensor([0.07, 0.99, 0.11])
 STAINS = F.normalize(torch.stack([_H, _E, torch.linalg.cross(_H, _E)]), dim=1)  # (3, 3), rows
+UNSTAIN = torch.linalg.inv(STAINS)  # here and not on a GPU, which would have to be waited for
 LUMA = torch.tensor([0.299, 0.587, 0.114])  # weights of R, G, B in grey (ITU-R BT.601)
 
 
@@ -120,6 +121,11 @@ def _matrix(*entries: Tensor) -> Tensor:
     return torch.cat([top, top.new_tensor([[[0.0, 0.0, 1.0]]]).expand(len(top), 1, 3)], dim=1)
 
 
+def _beside(images: Tensor, small: Tensor) -> Tensor:
+    """Return a small tensor on the images' device, without waiting for what it is busy with."""
+    return small.to(images, non_blocking=True)
+
+
 def warp(images: Tensor, matrix: Tensor, size: int) -> Tensor:
     """Sample images (N, 3, H, W) at `matrix` (N, 2, 3) into (N, 3, size, size), bilinear.
 
@@ -137,8 +143,8 @@ def jitter_stain(images: Tensor, factors: Tensor) -> Tensor:
     Optical density is linear in the amount of dye (Beer-Lambert), so the change is one 3x3 matrix
     there. Source: Tellez et al. 2018, doi:10.1109/TMI.2018.2820199.
     """
-    stains = STAINS.to(images)
-    matrix = torch.linalg.inv(stains) @ (factors[:, :, None] * stains)  # (N, 3, 3), density rows
+    stains, unstain = _beside(images, STAINS), _beside(images, UNSTAIN)
+    matrix = unstain @ (factors[:, :, None] * stains)  # (N, 3, 3), density rows
     density = -images.clamp(min=1 / 255).log()
     changed = torch.einsum("nihw,nij->njhw", density, matrix)
     return (-changed).exp().clamp(0, 1)
@@ -150,10 +156,10 @@ def jitter_colour(images: Tensor, brightness, contrast, saturation, hue) -> Tens
     images (N, 3, H, W) in [0, 1]; factors (N,); hue (N,) radians around the grey axis. Equals
     torchvision's first three where nothing clips in between; theirs turn hue in HSV.
     """
-    luma = LUMA.to(images)
-    eye, grey = torch.eye(3).to(images), luma.expand(3, 3)
+    luma, eye = _beside(images, LUMA), torch.eye(3, device=images.device, dtype=images.dtype)
+    grey = luma.expand(3, 3)
     mean = (images.mean(dim=(2, 3)) @ luma) * brightness  # grey level that contrast pivots on
-    axis = torch.full((3,), 3**-0.5).to(images)
+    axis = torch.full_like(luma, 3**-0.5)
     cross = torch.linalg.cross(eye, axis.expand(3, 3))  # as rows: axis x v
     turn = torch.cos(hue).view(-1, 1, 1) * eye + torch.sin(hue).view(-1, 1, 1) * cross
     turn = turn + (1 - torch.cos(hue)).view(-1, 1, 1) * torch.outer(axis, axis)
@@ -179,7 +185,7 @@ def blur(images: Tensor, sigma: Tensor) -> Tensor:
     steps = torch.arange(-radius, radius + 1)
     kernel = torch.exp(-0.5 * (steps / width) ** 2) * (steps.abs() <= reach)
     kernel = (kernel / kernel.sum(dim=1, keepdim=True)).repeat_interleave(3, dim=0)  # (3n, taps)
-    chosen, kernel = chosen.to(images.device), kernel.to(images)
+    chosen, kernel = chosen.to(images.device, non_blocking=True), _beside(images, kernel)
     some = images[chosen]
     flat = F.pad(some.reshape(1, -1, *some.shape[2:]), [radius] * 4, mode="reflect")
     flat = F.conv2d(flat, kernel[:, None, :, None], groups=len(kernel))
@@ -191,7 +197,7 @@ def blur(images: Tensor, sigma: Tensor) -> Tensor:
 
 def apply(images: Tensor, parameters: Parameters, size: int) -> Tensor:
     """Make one view of each image: (N, 3, H, W) in [0, 1] to (N, 3, size, size) in [0, 1]."""
-    p = Parameters(**{k: v.to(images.device) for k, v in vars(parameters).items()})
+    p = Parameters(**{k: _beside(images, v) for k, v in vars(parameters).items()})
     views = warp(images, p.warp, size)
     if (parameters.stain != 1).any():  # asked of the CPU's copy: a GPU would have to catch up
         views = jitter_stain(views, p.stain)

@@ -177,6 +177,17 @@ def test_shrinking_works_on_the_training_device():
                                atol=1.01 / 255, rtol=0)  # fmt: skip
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_views_are_made_without_waiting_for_the_gpu():
+    tiles, generator = make_tiles().cuda(), torch.Generator().manual_seed(0)
+    two_views(tiles, VIEWS["tissue"], 16, generator)  # a first call may set things up
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        two_views(tiles, VIEWS["tissue"], 16, generator)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
 # --- Colour --------------------------------------------------------------------------------------
 
 # torchvision's grey has 0.2989 for red where BT.601 has 0.299, hence the tolerance. The images

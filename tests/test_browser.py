@@ -69,7 +69,9 @@ def lab(tmp_path_factory):
     # JupyterLab would build only what is in view; the test wants all of a lesson at once.
     tracker = folder / "settings" / "@jupyterlab" / "notebook-extension"
     tracker.mkdir(parents=True)
-    (tracker / "tracker.jupyterlab-settings").write_text('{"windowingMode": "none"}')
+    (tracker / "tracker.jupyterlab-settings").write_text(
+        '{"windowingMode": "none", "autoStartDefaultKernel": true}'
+    )
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -120,7 +122,8 @@ def open_lesson(page, lab, number):
     page.wait_for_function(
         """() => {
           const prompts = [...document.querySelectorAll(".jp-CodeCell .jp-InputPrompt")]
-          return prompts.length && prompts.every(p => /\\[\\d+\\]/.test(p.textContent))
+          const failed = document.querySelector(".jp-RenderedText[data-mime-type*=error]")
+          return failed || prompts.every(p => /\\[\\d+\\]/.test(p.textContent))
         }""",
         timeout=420_000,
     )

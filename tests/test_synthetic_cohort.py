@@ -30,7 +30,7 @@ def test_a_longer_cohort_begins_with_the_shorter(cohort):
 
 
 @pytest.mark.parametrize(
-    "arguments", [{"n": 0}, {"shortcut": "glue"}, {"strength": 1.5}, {"scanner": "Scanner C"}]
+    "arguments", [{"n": 0}, {"shortcut": "glue"}, {"strength": 1.5}, {"scanner": "Scanner D"}]
 )
 def test_impossible_cohorts_are_refused(arguments):
     with pytest.raises(ValueError, match=str(next(iter(arguments.values())))):

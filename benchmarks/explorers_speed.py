@@ -1,0 +1,89 @@
+"""How long an explorer takes to answer, and whether it grows: 30 moves and 500.
+
+    python benchmarks/explorers_speed.py
+
+Measured in the kernel, from the change of a control to the new picture ready to be sent; the
+network is the class preset's, of random weights. Memory is this process's resident memory.
+"""
+
+import resource
+import time
+
+import numpy as np
+import torch
+from harness import keep_figures
+
+from crc_helpers import data, explorers, figures, models, runs
+from crc_helpers.augmentation import VIEWS
+
+MOVES = 30
+
+
+def moves(control, values) -> float:
+    """Median milliseconds of setting a control to each of the values."""
+    seconds = []
+    for value in values:
+        start = time.perf_counter()
+        control.value = value
+        seconds.append(time.perf_counter() - start)
+    return 1e3 * float(np.median(seconds))
+
+
+def sweep(slider) -> np.ndarray:
+    """Different values, none of them twice in a row."""
+    return np.linspace(slider.min, slider.max, MOVES + 1)[
+        np.random.default_rng(0).permutation(MOVES)
+    ]
+
+
+def main() -> None:
+    """Measure each explorer."""
+    figures.set_style()
+    torch.manual_seed(0)
+    tiles = data.load_tiles("synthetic", n=240)
+    rng, index = np.random.default_rng(0), np.arange(len(tiles))
+    networks = {
+        name: models.Classifier(models.Encoder("resnet8"), 2).eval() for name in ("one", "other")
+    }
+    knobs = ["severity", "horizontal_growth", "cut_angle", "eosin"]
+    cosines = np.corrcoef(rng.standard_normal((8, 16)))
+    tissue = explorers.TissueExplorer(knobs)
+    views = explorers.ViewsExplorer(tiles, index[:12], VIEWS["tissue"], 96)
+    temperature = explorers.TemperatureExplorer(cosines, list("abcdABCD"), [0, 0, 1, 1], 0.2)
+    features = {"network": rng.standard_normal((len(tiles), 256))}
+    flat = {"network": features["network"][:, :2]}
+    embedding = explorers.EmbeddingExplorer(tiles, features, flat)
+    threshold = explorers.ThresholdExplorer(tiles, rng.random(len(tiles)))
+    cam = explorers.GradCamExplorer(networks, tiles, index, 96)
+    live = explorers.LiveExplorer(networks["one"], 96, knobs)
+    offered = [value for _, value in cam.tile.options][1:]
+    measured = {
+        "tissue": (moves(tissue.sliders["severity"], sweep(tissue.sliders["severity"])), 200),
+        "views": (moves(views.sliders["stain"], sweep(views.sliders["stain"])), 200),
+        "temperature": (moves(temperature.temperature, sweep(temperature.temperature)), 200),
+        "embedding": (moves(embedding.across, sweep(embedding.across)), 200),
+        "threshold": (moves(threshold.threshold, sweep(threshold.threshold)), 200),
+        "Grad-CAM, another tile": (moves(cam.tile, (offered * 4)[:MOVES]), 400),
+        "Grad-CAM, boxes": (moves(cam.threshold, sweep(cam.threshold)), 100),
+        "Grad-CAM, opacity": (moves(cam.opacity, sweep(cam.opacity)), 100),
+        "Grad-CAM, live tissue": (moves(live.sliders["eosin"], sweep(live.sliders["eosin"])), 400),
+    }
+    keep_figures("explorers, ms to answer", measured)
+    before = resident()
+    for k in range(500):
+        cam.tile.value = offered[k % len(offered)]
+    keep_figures("explorers, 500 updates", {"growth, MB": (resident() - before, 50)})
+    print(runs.device_name())
+
+
+def resident() -> float:
+    """Resident megabytes of this process now."""
+    try:
+        with open("/proc/self/statm") as file:
+            return int(file.read().split()[1]) * resource.getpagesize() / 1e6
+    except OSError:  # no Linux: the most there ever was
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+
+
+if __name__ == "__main__":
+    main()
