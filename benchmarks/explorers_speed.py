@@ -19,21 +19,18 @@ from crc_helpers.augmentation import VIEWS
 MOVES = 30
 
 
-def moves(control, values) -> float:
-    """Median milliseconds of setting a control to each of the values."""
+def moves(explorer, control, values=None) -> float:
+    """Median milliseconds of moving a control, a slider to thirty places if no values are given."""
+    if values is None:
+        order = np.random.default_rng(0).permutation(MOVES)
+        values = np.linspace(control.min, control.max, MOVES)[order]
     seconds = []
     for value in values:
         start = time.perf_counter()
         control.value = value
         seconds.append(time.perf_counter() - start)
+        assert explorer.message.value == "", explorer.message.value
     return 1e3 * float(np.median(seconds))
-
-
-def sweep(slider) -> np.ndarray:
-    """Different values, none of them twice in a row."""
-    return np.linspace(slider.min, slider.max, MOVES + 1)[
-        np.random.default_rng(0).permutation(MOVES)
-    ]
 
 
 def main() -> None:
@@ -58,15 +55,24 @@ def main() -> None:
     live = explorers.LiveExplorer(networks["one"], 96, knobs)
     offered = [value for _, value in cam.tile.options][1:]
     measured = {
-        "tissue": (moves(tissue.sliders["severity"], sweep(tissue.sliders["severity"])), 200),
-        "views": (moves(views.sliders["stain"], sweep(views.sliders["stain"])), 200),
-        "temperature": (moves(temperature.temperature, sweep(temperature.temperature)), 200),
-        "embedding": (moves(embedding.across, sweep(embedding.across)), 200),
-        "threshold": (moves(threshold.threshold, sweep(threshold.threshold)), 200),
-        "Grad-CAM, another tile": (moves(cam.tile, (offered * 4)[:MOVES]), 400),
-        "Grad-CAM, boxes": (moves(cam.threshold, sweep(cam.threshold)), 100),
-        "Grad-CAM, opacity": (moves(cam.opacity, sweep(cam.opacity)), 100),
-        "Grad-CAM, live tissue": (moves(live.sliders["eosin"], sweep(live.sliders["eosin"])), 400),
+        "tissue": (
+            moves(tissue, tissue.sliders["severity"]),
+            200,
+        ),
+        "views": (moves(views, views.sliders["stain"]), 200),
+        "temperature": (
+            moves(temperature, temperature.temperature),
+            200,
+        ),
+        "embedding": (moves(embedding, embedding.across), 200),
+        "threshold": (moves(threshold, threshold.threshold), 200),
+        "Grad-CAM, another tile": (moves(cam, cam.tile, (offered * 4)[:MOVES]), 400),
+        "Grad-CAM, boxes": (moves(cam, cam.threshold), 100),
+        "Grad-CAM, opacity": (moves(cam, cam.opacity), 100),
+        "Grad-CAM, live tissue": (
+            moves(live, live.sliders["eosin"]),
+            400,
+        ),
     }
     keep_figures("explorers, ms to answer", measured)
     before = resident()

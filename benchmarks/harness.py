@@ -42,7 +42,6 @@ def keep(claim: str, seconds: dict[str, list[float]], work: float, unit: str, ba
     known = json.loads(RECORD.read_text(encoding="utf-8")) if RECORD.is_file() else {}
     here = known.setdefault(runs.device_name(), {})
     here["versions"] = runs.versions()
-    here["bf16"] = runs.has_fast_bf16()
     here.setdefault("claims", {})[claim] = {
         "unit": unit, "work": work, "seconds": seconds, "bars": bars,
     }  # fmt: skip
@@ -95,8 +94,7 @@ def write(known: dict) -> None:
     ]
     for machine, here in known.items():
         versions = ", ".join(f"{k} {v}" for k, v in here["versions"].items())
-        bf16 = "bf16" if here.get("bf16") else "float32"
-        text += ["", f"## {machine}", "", f"{versions}; computing in {bf16}.", ""]
+        text += ["", f"## {machine}", "", f"{versions}. Float32 where a row does not say bf16.", ""]
         if here.get("claims"):
             text += [
                 "| work | ratio of rates | measured | aim | medians |",

@@ -157,11 +157,16 @@ def pretrain(arguments: argparse.Namespace) -> int:
     first, _, third = list(parameters.values())[:3]
     p = {**first, **third, **_settings(arguments, parameters)}
     run = run_folder(p["RUN"])
+    world = arguments.devices * arguments.num_nodes
+    if world < 1 or p["PRETRAIN_BATCH"] % world:
+        raise UsageError(
+            f"PRETRAIN_BATCH is {p['PRETRAIN_BATCH']}: {world} processes cannot share it evenly"
+        )
+    # Before the other processes start: they find the tiles decoded, and errors are said once.
+    tiles = data.load_tiles(p["DATA"], p["DATA_ROOT"], classes=p["CLASSES"], n=p["N_TILES"],
+                            seed=p["SEED"])  # fmt: skip
     fabric = make_fabric(p["SEED"], arguments.devices, arguments.num_nodes)
     fabric.launch()
-    with fabric.rank_zero_first():  # the others find the tiles decoded
-        tiles = data.load_tiles(p["DATA"], p["DATA_ROOT"], classes=p["CLASSES"], n=p["N_TILES"],
-                                seed=p["SEED"])  # fmt: skip
     shares = {"test": p["TEST"], "validation": p["VALIDATION"], "seed": p["SEED"]}
     parts = data.split(tiles, p["SPLIT"], **shares)
     if fabric.is_global_zero:
@@ -169,7 +174,7 @@ def pretrain(arguments: argparse.Namespace) -> int:
                       scheme=p["SPLIT"], **shares)  # fmt: skip
     size, epochs = p["IMAGE_SIZE"], p["PRETRAIN_EPOCHS"]
     rest, queries = pretraining.watched(parts, p["SEED"])
-    monitor = pretraining.make_monitor(tiles, rest[:400], queries, size, epochs, fabric)
+    monitor = pretraining.make_monitor(tiles, rest, queries, size, epochs, fabric)
     for views in p["VIEWS"]:
         _, log = pretraining.pretrain_encoder(
             tiles, parts.pretraining, run, fabric, views=views, backbone=p["BACKBONE"],
@@ -388,9 +393,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     from crc_helpers.data_readers import DataError
 
     arguments = parse(argv)
+    # What pre-training refuses is a ValueError, written for users; elsewhere that is a mistake.
+    training = (ValueError, FloatingPointError) if arguments.do is pretrain else ()
     try:
         return arguments.do(arguments)
-    except (UsageError, DataError) as error:
+    except (UsageError, DataError, *training) as error:
         print(f"crc-course: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

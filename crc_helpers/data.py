@@ -152,6 +152,8 @@ def _open(folder: Path, name: str, about: About, classes: Sequence[str] | str | 
         if list(folder.glob("masks-*.npy")):
             masks = TileStore(folder, "masks")
         table = pd.read_csv(folder / "table.csv", dtype=str, keep_default_na=False)
+        if not len(table) == len(images) == len(images if masks is None else masks):
+            raise ValueError(f"{len(images):,} tiles, {len(table):,} in the table")
         notes = (folder / "notes.txt").read_text(encoding="utf-8").splitlines()
     except (OSError, ValueError) as error:
         raise DataError(f"{folder}: a damaged cache ({error}); delete this folder") from error

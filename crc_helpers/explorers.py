@@ -383,7 +383,7 @@ def nearest(features: np.ndarray, i: int, k: int = 5) -> np.ndarray:
     unit = features / np.linalg.norm(features, axis=1, keepdims=True)
     cosine = unit @ unit[i]
     cosine[i] = -np.inf
-    return np.argsort(-cosine)[:k]
+    return np.argsort(-cosine)[: min(k, len(features) - 1)]
 
 
 def embedding_figure(
@@ -406,10 +406,12 @@ def embedding_figure(
     ax.plot(*points[i], "o", mfc="none", mec="k", mew=2.5, markersize=14)
     ax.set(xticks=[], yticks=[], title=title)
     if names:
-        handles = shown.legend_elements()[0]
+        handles = shown.legend_elements(num=None)[0]
         ax.legend(handles, names, title=kind, fontsize=9, title_fontsize=9, loc="center left",
                   bbox_to_anchor=(1, 0.5), frameon=False)  # fmt: skip
-    for place, (ax, j) in enumerate(zip(right.subplots(2, 3).flat, (i, *near), strict=True)):
+    for ax in (places := right.subplots(2, 3).ravel()):
+        ax.set_axis_off()
+    for place, (ax, j) in enumerate(zip(places, (i, *near), strict=False)):
         label = tiles.class_names[tiles.labels[j]] if tiles.labels[j] >= 0 else "no label"
         mate = tiles.groups is not None and place and tiles.groups[j] == tiles.groups[i]
         words = f"{'this' if not place else f'{place}.'} {label}" + (", same slide" if mate else "")
@@ -466,7 +468,7 @@ class EmbeddingExplorer(Explorer):
         """The tile nearest to where the two sliders point."""
         points = self.maps[self.encoder.value]
         low, high = points.min(axis=0), points.max(axis=0)
-        at = (points - low) / (high - low)
+        at = (points - low) / np.maximum(high - low, 1e-12)
         wanted = np.array([self.across.value, 1 - self.down.value])
         return int(np.square(at - wanted).sum(axis=1).argmin())
 
@@ -604,6 +606,7 @@ class GradCamExplorer(Explorer):
         filters += ["readers 4 : 3"] * (tiles.votes is not None)
         self.filter = widgets.Dropdown(options=filters, **named("offer tiles"))
         self.strip = widgets.Image(format="png", layout={"max_width": "100%"})
+        self.strip.add_class("strip")
         self.tile = widgets.Dropdown(options=tile_options(tiles, self.offered), **named("tile"))
         self.upload = widgets.FileUpload(
             accept=",".join(SUFFIXES), description="or your own image", layout={"width": "400px"}
@@ -622,20 +625,26 @@ class GradCamExplorer(Explorer):
         self.square = [slider("cover: side", 0.0, 0.0, 0.6)]
         self.square += [slider(f"cover: {name}", 0.5, 0.0, 1.0) for name in ("across", "down")]
         self.filter.observe(self._offer, names="value")
+        self.tile.observe(self._forget_upload, names="value")  # before it is drawn
         super().__init__(
             [self.tile, self.upload, self.model, self.beside, self.target, self.layer, self.scale,
              self.raw, self.threshold, self.opacity, *self.square]
         )  # fmt: skip
         self.controls = [self.filter, *self.controls]  # it redraws by the tile that it chooses
+        self.model.observe(self._offer, names="value")  # another network is wrong elsewhere
+
+    def _forget_upload(self, _change: object = None) -> None:
+        self.upload.value = ()
 
     def _offer(self, _change: object = None) -> None:
         found = self.filtered()
         if not len(found):
             self.message.value = f"Not drawn: no tile here is {self.filter.value!r}"
-            return
-        self.offered = found
-        self.tile.options = tile_options(self.tiles, found)
-        self._redraw()
+        elif list(found) != list(self.offered):
+            self.offered, before = found, self.tile.value
+            self.tile.options = tile_options(self.tiles, found)
+            if self.tile.value == before:  # else choosing it has redrawn
+                self._redraw()
 
     def filtered(self) -> np.ndarray:
         """The first twelve tiles that the filter lets through; least sure: the twelve least."""
@@ -713,11 +722,15 @@ class GradCamExplorer(Explorer):
         images = self.tiles.images[self.offered]
         self.strip.value = strip(images, list(self.offered).index(self.tile.value))
         figures, other = [self.figure()], self.beside.value
-        if other in self.models:
-            figures.append(self.figure(model=other))
-        elif other != "nothing":
-            name = other.removeprefix("evidence for ")
-            figures.append(self.figure(target=self.tiles.class_names.index(name)))
+        try:
+            if other in self.models:
+                figures.append(self.figure(model=other))
+            elif other != "nothing":
+                name = other.removeprefix("evidence for ")
+                figures.append(self.figure(target=self.tiles.class_names.index(name)))
+        except Exception:
+            plt.close(figures[0])
+            raise
         return as_png(*figures)
 
     def show(self) -> widgets.Widget:

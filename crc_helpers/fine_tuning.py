@@ -157,10 +157,11 @@ def linear_probe(
 
 
 def probe_classifier(encoder: Encoder, probe: Pipeline) -> Classifier:
-    """Return a frozen encoder with a linear probe as its last layer, for Grad-CAM to explain.
+    """Return an encoder, shared and in evaluation mode, with a linear probe as its last layer.
 
-    Its probabilities are those of the probe on the encoder's features. Of two classes each gets
-    half of the probe's one score, with opposite signs, so that there is evidence for either.
+    It is for Grad-CAM to explain: its probabilities are those of the probe on the encoder's
+    features. Of two classes each gets half of the probe's one score, with opposite signs, so that
+    there is evidence for either.
     """
     scale, regression = probe[0], probe[1]
     weight = regression.coef_ / scale.scale_  # (C, D), or (1, D) for two classes
@@ -171,4 +172,4 @@ def probe_classifier(encoder: Encoder, probe: Pipeline) -> Classifier:
     with torch.no_grad():
         classifier.fc.weight.copy_(torch.from_numpy(weight))
         classifier.fc.bias.copy_(torch.from_numpy(bias))
-    return classifier.eval()
+    return classifier.to(next(encoder.parameters()).device).eval()

@@ -11,6 +11,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 from torch.distributed.nn.functional import all_reduce
+from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.models.resnet import BasicBlock, ResNet
 
 
@@ -107,7 +108,8 @@ class SynchronisedBatchNorm2d(nn.BatchNorm2d):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
             return super().forward(x)
-        world = torch.distributed.get_world_size()
+        world, given = torch.distributed.get_world_size(), x.dtype
+        x = x.to(torch.promote_types(given, torch.float32))  # sums of bf16 would be too coarse
         mean = all_reduce(x.mean(dim=(0, 2, 3))) / world  # (C,); the processes' shares are equal
         centred = x - mean.view(-1, 1, 1)
         variance = all_reduce(centred.square().mean(dim=(0, 2, 3))) / world
@@ -117,11 +119,21 @@ class SynchronisedBatchNorm2d(nn.BatchNorm2d):
             self.running_mean.lerp_(mean, self.momentum)
             self.running_var.lerp_(variance * n / (n - 1), self.momentum)
         scale = self.weight * (variance + self.eps).rsqrt()
-        return centred * scale.view(-1, 1, 1) + self.bias.view(-1, 1, 1)
+        return (centred * scale.view(-1, 1, 1) + self.bias.view(-1, 1, 1)).to(given)
 
 
 def synchronise_statistics(module: nn.Module, device: torch.device) -> None:
-    """Make batch normalisation, in place, one over the images of all processes."""
+    """Make batch normalisation, in place, one over the images of all processes.
+
+    Raises ValueError for a kind that would not be the same afterwards, such as timm's with an
+    activation inside.
+    """
+    kinds = {type(part) for part in module.modules() if isinstance(part, _BatchNorm)}
+    if other := kinds - {nn.BatchNorm2d, nn.SyncBatchNorm, SynchronisedBatchNorm2d}:
+        raise ValueError(
+            f"BACKBONE has {other.pop().__name__}, which several devices cannot share: take one"
+            " device, or a ResNet of torchvision, or a network without batch normalisation"
+        )
     if device.type != "cpu":
         nn.SyncBatchNorm.convert_sync_batchnorm(module)
         return

@@ -122,8 +122,9 @@ def knn_accuracy(bank: Tensor, bank_labels, queries: Tensor, query_labels, k: in
 
 
 def to_device(images: np.ndarray, fabric: Fabric) -> Tensor:
-    """Return a copy of an array on the training device, without waiting for the device."""
-    tensor = torch.from_numpy(np.array(images))
+    """Return an array on the training device, without waiting for the device."""
+    images = np.asarray(images)
+    tensor = torch.from_numpy(images if images.flags.writeable else images.copy())
     if fabric.device.type == "cuda":
         tensor = tensor.pin_memory()  # from pageable memory the copy waits for the step before
     return tensor.to(fabric.device, non_blocking=True)
@@ -212,7 +213,9 @@ def pretrain(
     optim, schedule = make_optimizer(model, optimizer, lr, steps)
     model = model.to(memory_format=torch.channels_last)
     model, optim = fabric.setup(model, optim)
-    state = load_checkpoint(checkpoint, mark) if checkpoint else None
+    state = load_checkpoint(checkpoint, mark) if checkpoint and fabric.is_global_zero else None
+    if fabric.world_size > 1:
+        state = fabric.broadcast(state)  # the others may not see the first one's disk
     rows: list[dict[str, float]] = []
     if state:
         model.load_state_dict(state["model"])
@@ -307,9 +310,11 @@ def watched(parts, seed: int) -> tuple[np.ndarray, np.ndarray]:
     parts: `data.Split`. Validation tiles ask; where there are none (the paper's case), a fifth of
     the training part, which is then left out of the first.
     """
-    shuffled = np.random.default_rng(seed).permutation(parts.train)
-    fifth = len(shuffled) // 5
-    return (shuffled, parts.val) if len(parts.val) else (shuffled[fifth:], shuffled[:fifth])
+    rng = np.random.default_rng(seed)
+    shuffled, fifth = rng.permutation(parts.train), len(parts.train) // 5
+    if len(parts.val):
+        return shuffled, rng.permutation(parts.val)
+    return shuffled[fifth:], shuffled[:fifth]
 
 
 def make_monitor(
@@ -318,8 +323,10 @@ def make_monitor(
     """Return what `pretrain` calls: kNN accuracy and signs of collapse, every second epoch and at
     the end. Labels are used to watch, never to train.
 
-    tiles: `data.Tiles`; bank, queries: the indices to vote and to be voted on.
+    tiles: `data.Tiles`; bank, queries: the indices to vote and to be voted on, of which no more
+    than 400 and 2,000 are used: watching should cost little.
     """
+    bank, queries = bank[:400], queries[:2000]
 
     def monitor(encoder: Encoder, epoch: int) -> dict[str, float]:
         if epoch % 2 and epoch != epochs:

@@ -7,6 +7,7 @@ import os
 import platform
 import tempfile
 from collections.abc import Iterator
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -89,9 +90,17 @@ def save_table(path: Path, rows: list[dict[str, Any]]) -> None:
         pd.DataFrame(rows).to_csv(temporary, index=False)
 
 
+@cache
+def training_code() -> str:
+    """Return the SHA-256 of the modules that decide what training does."""
+    names = ("augmentation", "fine_tuning", "models", "pretraining")
+    here = Path(__file__).parent
+    return hashlib.sha256(b"".join((here / f"{n}.py").read_bytes() for n in names)).hexdigest()
+
+
 def fingerprint(**settings: Any) -> str:
-    """Return a short hash of settings, to tell whether a checkpoint belongs to them."""
-    text = json.dumps(settings, sort_keys=True, default=str)
+    """Return a short hash of settings and training code, to tell whether a checkpoint is theirs."""
+    text = json.dumps({"code": training_code()} | settings, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -185,7 +194,7 @@ def load_checkpoint(path: Path, mark: str) -> dict[str, Any] | None:
     state = torch.load(path, map_location="cpu", weights_only=True)
     if state.pop("mark") == mark:
         return state
-    print(f"{path.name} belongs to other settings or data: training starts afresh")
+    print(f"{path.name} belongs to other settings, data or code: training starts afresh")
     return None
 
 

@@ -24,7 +24,8 @@ class TileStore:
     ) -> None:
         """Open `<folder>/<name>-*.npy`. rows: int64, which of the tiles in it; None: all.
 
-        Raises ValueError for a shard that is missing, cut short or of another kind.
+        Raises ValueError for a shard that is cut short, of another kind, or missing before another
+        (that the last is there, only the number of tiles can tell).
         """
         self.folder, self.name, self.writable = folder, name, writable
         self.files = sorted(folder.glob(f"{name}-*.npy"))
@@ -61,6 +62,8 @@ class TileStore:
 
     def __getitem__(self, key) -> np.ndarray:
         if isinstance(key, tuple):  # the first index chooses tiles, the others pixels
+            if not all(isinstance(k, int | np.integer | slice) for k in key[1:]) or key[0] is ...:
+                raise IndexError("after the tiles, give numbers and slices only")
             read = self[key[0]]
             one = isinstance(key[0], int | np.integer)
             return read[key[1:] if one else (slice(None), *key[1:])]

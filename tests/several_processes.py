@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 
 from crc_helpers import pretraining, runs
@@ -39,7 +40,8 @@ def main(out: Path, epochs: int, devices: int) -> None:
     if head.layers.weight.grad is not None:
         pairs = [*encoder.named_parameters(), *head.named_parameters()]
         state["gradient"] = {name: p.grad for name, p in pairs}
-    torch.save(state | {"loss": log["loss"].tolist(), "world": fabric.world_size},
+    torch.save(state | {"loss": log["loss"].tolist(), "world": fabric.world_size,
+                "asked": log.get("asked_in_process", pd.Series()).tolist()},
                f"{out}-{fabric.global_rank}.pt")  # fmt: skip
 
 

@@ -17,7 +17,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from crc_helpers import data, data_readers
+from crc_helpers import data, data_readers, tile_store
 from crc_helpers.data import DataError, Tiles, check, load_tiles, prepare, split
 
 EBHI_SEG = Path(__file__).resolve().parents[2] / "shared" / "data" / "ebhi_seg"
@@ -489,7 +489,7 @@ def test_synthetic_tiles():
     [
         ({"n": 1}, ["n = 1"]),
         ({"shortcut": "glue"}, ["glue", "ink, stain"]),
-        ({"scanner": "Scanner C"}, ["Scanner C", "Scanner A"]),
+        ({"scanner": "Scanner D"}, ["Scanner D", "Scanner A"]),
         ({"shortcut": "ink", "strength": 2}, ["strength 2"]),
     ],
 )
@@ -555,6 +555,12 @@ def test_cache_damaged_full_or_forbidden(tmp_path, cache, monkeypatch):
     built = next(cache.iterdir())
     (built / "images-00000.npy").write_bytes(b"\x93NUMPY")
     refused(lambda: load_tiles("folder", root, size=16), built.name, "damaged", "delete")
+    (built / "images-00000.npy").unlink()
+    refused(lambda: load_tiles("folder", root, size=16), built.name, "damaged", "delete")
+    store = tile_store.create(built, "images", (1, 3, 16, 16))
+    refused(
+        lambda: load_tiles("folder", root, size=16), "1 tiles", "in the table", store.folder.name
+    )
     monkeypatch.setattr(data.shutil, "disk_usage", lambda _: types.SimpleNamespace(free=10))
     refused(lambda: load_tiles("folder", root, size=8), str(cache), "free", "make room")
     (tmp_path / "file").write_text("")

@@ -125,6 +125,22 @@ def test_filters_offer_the_tiles_they_name(explorer, parts):
     assert "readers 4 : 3" not in explorer.filter.options  # these tiles have no votes
 
 
+def test_a_tile_chosen_after_an_upload_is_shown(explorer):
+    explorer.upload.value = uploaded("broken.png", b"no picture")
+    assert explorer.message.value.startswith("Not drawn")
+    explorer.tile.value = 1
+    assert explorer.message.value == "" and explorer.upload.value == ()
+    assert explorer.chosen()[2] == "truth: SSA"
+
+
+def test_another_network_is_asked_where_it_is_wrong(explorer):
+    explorer.filter.value = "least sure"
+    for name in ("random", "trained"):
+        explorer.model.value = name
+        said = explorer.probabilities()
+        assert list(explorer.offered) == list(np.argsort(said.max(1)))
+
+
 def test_the_strip_frames_the_chosen_tile(explorer):
     explorer.tile.value = 1
     row = np.asarray(Image.open(io.BytesIO(explorer.strip.value)))

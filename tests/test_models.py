@@ -5,6 +5,7 @@ import torch
 import torchvision
 from torch import nn
 
+from crc_helpers import models
 from crc_helpers.models import (
     Classifier,
     Encoder,
@@ -111,3 +112,24 @@ def test_counting_leaves_frozen_parameters_out():
     model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
     model[0].requires_grad_(False)
     assert count_parameters(model) == 4 * 2 + 2
+
+
+def test_batch_normalisation_of_another_kind_is_refused_on_several_devices():
+    network = models.Encoder("mobilenetv3_small_050")
+    with pytest.raises(ValueError, match=r"BatchNormAct2d.*one device"):
+        models.synchronise_statistics(network, torch.device("cpu"))
+
+
+def test_synchronised_batch_normalisation_of_one_process_is_torchs(monkeypatch):
+    monkeypatch.setattr(models, "all_reduce", lambda x: x)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 1)
+    ours, theirs = torch.nn.BatchNorm2d(5), torch.nn.BatchNorm2d(5)
+    models.synchronise_statistics(ours, torch.device("cpu"))
+    x = 3 + 2 * torch.randn(4, 5, 6, 6)
+    for _ in range(2):
+        torch.testing.assert_close(ours(x), theirs(x), atol=1e-5, rtol=1e-5)
+    assert ours(x.bfloat16()).dtype == torch.bfloat16  # as autocast hands it over
+    theirs(x)
+    for name, value in theirs.state_dict().items():
+        torch.testing.assert_close(ours.state_dict()[name], value, atol=2e-3, rtol=1e-3)
+    torch.testing.assert_close(ours.eval()(x), theirs.eval()(x), atol=2e-2, rtol=1e-2)

@@ -265,3 +265,10 @@ def test_the_same_weights_are_the_same_bytes(tmp_path):
     other = load_weights(tmp_path / "0.safetensors", torch.nn.Linear(3, 2))
     assert torch.equal(other.weight, module.weight)
     assert read_facts(tmp_path / "0.safetensors") == facts
+
+
+def test_a_fingerprint_changes_with_settings_and_with_the_code_that_trains(monkeypatch):
+    first = fingerprint(lr=1e-3)
+    assert fingerprint(lr=1e-3) == first != fingerprint(lr=1e-2)
+    monkeypatch.setattr(runs, "training_code", lambda: "edited")
+    assert fingerprint(lr=1e-3) != first

@@ -38,8 +38,9 @@ def test_several_processes_are_one_with_the_whole_batch(tmp_path, processes):
     """Loss, gradient and weights after five steps, the network in double precision."""
     (one,) = train(tmp_path / "one", 1)
     several = train(tmp_path / "several", processes)
-    for each in several:
+    for rank, each in enumerate(several):
         assert each["world"] == processes
+        assert each["asked"] == ([0, 0] if rank == 0 else [])  # the first alone watches
         assert each["loss"][-1] == pytest.approx(one["loss"][-1], rel=1e-7)
         for part in ("gradient", "encoder", "head"):
             assert_alike(each[part], one[part], rtol=0, atol=1e-6)
