@@ -25,18 +25,23 @@ class Explanation:
 
 @contextlib.contextmanager
 def captured(module: nn.Module) -> Iterator[list[Tensor]]:
-    """Yield a list to which every forward pass appends the module's output; the hook ends with
-    the block, whatever happens inside.
+    """Yield a list to which every forward pass appends the module's output, to differentiate by.
+
+    The graph begins at that output: what comes before is computed without one, which saves most
+    of the memory and time of a backward pass, and is why frozen layers do not matter. Hook and
+    gradient mode end with the block, whatever happens inside.
     """
     outputs: list[Tensor] = []
 
     def keep(_module: nn.Module, _inputs: tuple, output: Tensor) -> Tensor:
-        outputs.append(output)
-        return output.clone()  # for the network to go on with: its ReLU would overwrite ours
+        torch.set_grad_enabled(True)  # until the end of the block
+        outputs.append(output.detach().requires_grad_(True))
+        return outputs[-1].clone()  # for the network to go on with: its ReLU would overwrite ours
 
     handle = module.register_forward_hook(keep)
     try:
-        yield outputs
+        with torch.no_grad():
+            yield outputs
     finally:
         handle.remove()
 
@@ -56,9 +61,8 @@ def grad_cam(
     """
     name = layer or last_stage(model)
     # Batch statistics would make an explanation depend on the other images, hence evaluating.
-    with evaluating(model), torch.enable_grad(), captured(model.encoder.stage(name)) as outputs:
-        # Requiring it of the input keeps the graph alive through a frozen encoder.
-        logits = model(channels_last(images.detach()).requires_grad_(True))  # (N, C)
+    with evaluating(model), captured(model.encoder.stage(name)) as outputs:
+        logits = model(channels_last(images.detach()))  # (N, C)
         activations = outputs[0]
         if activations.ndim != 4:
             raise ValueError(
