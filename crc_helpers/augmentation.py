@@ -145,9 +145,8 @@ def jitter_stain(images: Tensor, factors: Tensor) -> Tensor:
     """
     stains, unstain = _beside(images, STAINS), _beside(images, UNSTAIN)
     matrix = unstain @ (factors[:, :, None] * stains)  # (N, 3, 3), density rows
-    density = -images.clamp(min=1 / 255).log()
-    changed = torch.einsum("nihw,nij->njhw", density, matrix)
-    return (-changed).exp().clamp(0, 1)
+    log = images.clamp(min=1 / 255).log_()  # minus the density; the sign stays through the matrix
+    return torch.einsum("nihw,nij->njhw", log, matrix).exp_().clamp_(0, 1)
 
 
 def jitter_colour(images: Tensor, brightness, contrast, saturation, hue) -> Tensor:
@@ -167,8 +166,8 @@ def jitter_colour(images: Tensor, brightness, contrast, saturation, hue) -> Tens
     linear = turn @ (scale * eye + (1 - scale) * grey)
     matrix = linear * (contrast * brightness).view(-1, 1, 1)
     offset = torch.einsum("nij,n->ni", linear, (1 - contrast) * mean)
-    changed = torch.einsum("nij,njhw->nihw", matrix, images) + offset[:, :, None, None]
-    return changed.clamp(0, 1)
+    changed = torch.einsum("nij,njhw->nihw", matrix, images)
+    return changed.add_(offset[:, :, None, None]).clamp_(0, 1)
 
 
 def blur(images: Tensor, sigma: Tensor) -> Tensor:
