@@ -91,6 +91,8 @@ def write(known: dict) -> None:
         " contenders take turns (in brackets the lowest and highest of a round); ours over theirs,"
         " so more is better. *limit* is the same network fed with views that lie ready on the"
         " device: nothing but computing.",
+        "",
+        "![Ratios of speed, ours over each peer](speed.png)",
     ]
     for machine, here in known.items():
         versions = ", ".join(f"{k} {v}" for k, v in here["versions"].items())
