@@ -34,30 +34,29 @@ def race(contenders: dict[str, Callable[[], None]], rounds: int = ROUNDS) -> dic
 
 
 def keep(claim: str, seconds: dict[str, list[float]], work: float, unit: str, bars: dict) -> None:
-    """Record a race under this machine's name and write table and figure anew.
+    """Record a race.
 
     work: how many `unit` a round does. bars: {"a / b": value} for ratios of a's rate to b's, where
     reaching the value or more is the aim.
     """
+    race = {"unit": unit, "work": work, "seconds": seconds, "bars": bars}
+    _record("claims", claim, race)
+    print("\n".join(rows(claim, race)), flush=True)
+
+
+def keep_figures(claim: str, measured: dict[str, tuple[float, float | None]]) -> None:
+    """Record measured figures, each with the value it should stay under, or None."""
+    _record("figures", claim, measured)
+    print(claim, measured, flush=True)
+
+
+def _record(kind: str, claim: str, entry: dict) -> None:
+    """Keep an entry under this machine's name, and write table and figure anew."""
     known = json.loads(RECORD.read_text(encoding="utf-8")) if RECORD.is_file() else {}
     here = known.setdefault(runs.device_name(), {})
     here["versions"] = runs.versions()
-    here.setdefault("claims", {})[claim] = {
-        "unit": unit, "work": work, "seconds": seconds, "bars": bars,
-    }  # fmt: skip
+    here.setdefault(kind, {})[claim] = entry
     runs.save_json(RECORD, known)
-    for line in rows(claim, here["claims"][claim]):
-        print(line, flush=True)
-    write(known)
-
-
-def keep_figures(claim: str, figures_and_bars: dict[str, tuple[float, float]]) -> None:
-    """Record measured figures, each with the value it should stay under."""
-    known = json.loads(RECORD.read_text(encoding="utf-8")) if RECORD.is_file() else {}
-    here = known.setdefault(runs.device_name(), {"versions": runs.versions()})
-    here.setdefault("figures", {})[claim] = figures_and_bars
-    runs.save_json(RECORD, known)
-    print(claim, figures_and_bars, flush=True)
     write(known)
 
 

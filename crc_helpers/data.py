@@ -26,7 +26,7 @@ from PIL import Image, ImageDraw
 from crc_helpers import data_readers as readers
 from crc_helpers import tile_store
 from crc_helpers.data_readers import About, DataError
-from crc_helpers.runs import RunError, save_json, save_table, start_file
+from crc_helpers.runs import RunError, file_hash, save_json, save_table, start_file
 from crc_helpers.tile_store import TileStore
 
 NEAR_LIMIT = 20_000  # tiles compared each with each; a few seconds
@@ -130,7 +130,7 @@ def _cached(
 
 def _code(module: ModuleType) -> str:
     """A digest of a module's source: tiles made by other code than today's are made again."""
-    return hashlib.sha256(Path(module.__file__).read_bytes()).hexdigest()
+    return file_hash(Path(module.__file__))
 
 
 def _stores(folder: Path, count: int, size: int, masks: bool) -> tuple[TileStore, TileStore | None]:

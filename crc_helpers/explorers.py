@@ -2,7 +2,7 @@
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -10,6 +10,7 @@ import ipywidgets as widgets
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from lightning.fabric import Fabric
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw
@@ -28,6 +29,7 @@ from crc_helpers.figures import (
     show_tile,
     tile_grid,
 )
+from crc_helpers.fine_tuning import predict
 from crc_helpers.grad_cam import (
     boxes,
     enlarge,
@@ -116,16 +118,15 @@ def paint_over(image: np.ndarray, cover: tuple[float, float, float]) -> np.ndarr
     return copy
 
 
-def as_png(*figures: Figure) -> bytes:
-    """Turn figures into one PNG, below each other, and close them."""
+def as_png(figures: Iterable[Figure]) -> bytes:
+    """Turn figures into one PNG, below each other; each is closed before the next is asked for."""
     pictures = []
-    try:
-        for figure in figures:
+    for figure in figures:
+        try:
             figure.set_dpi(100)
             figure.canvas.draw()
             pictures.append(Image.fromarray(np.asarray(figure.canvas.buffer_rgba())[..., :3]))
-    finally:
-        for figure in figures:
+        finally:
             plt.close(figure)  # or every move of a slider leaves a figure in memory
     size = max(p.width for p in pictures), sum(p.height for p in pictures)
     page, y, buffer = Image.new("RGB", size, "white"), 0, io.BytesIO()
@@ -157,7 +158,7 @@ class Explorer:
 
     def render(self) -> bytes:
         """Return the current figure as PNG."""
-        return as_png(self.figure())
+        return as_png([self.figure()])
 
     def _redraw(self, _change: object = None) -> None:
         self.message.value = "drawing …"
@@ -353,11 +354,10 @@ def temperature_figure(
     marks = (chance_loss(n), "chance", "right"), (floor_loss(n, temperature), "floor", "left")
     for value, name, side in marks:
         axes[2].axvline(value, **CHANCE)
-        axes[2].annotate(name, (value, 1.0), xycoords=("data", "axes fraction"), rotation=90,
-                         ha=side, va="top", color="0.35", fontsize=10)  # fmt: skip
-    axes[2].set(
-        xlabel="loss of the anchor", yticks=range(2 * n), title=f"NT-Xent {losses.mean():.3f}"
-    )
+        axes[2].annotate(name, (value, 1.01), xycoords=("data", "axes fraction"), ha=side,
+                         va="bottom", color="0.35", fontsize=10)  # fmt: skip
+    axes[2].set(xlabel="loss of the anchor", yticks=range(2 * n))
+    axes[2].set_title(f"NT-Xent {losses.mean():.3f}", pad=20)  # over the names of the lines
     axes[2].set_yticklabels(names)
     axes[2].set_xlim(0, max(losses.max(), chance_loss(n)) * 1.08)
     return figure
@@ -666,13 +666,9 @@ class GradCamExplorer(Explorer):
         """What the chosen network says of all tiles there are to choose from, float (N, C)."""
         name = self.model.value
         if name not in self.said:
-            device, parts = next(self.models[name].parameters()).device, []
-            for start in range(0, len(self.indices), 64):
-                batch = self.tiles.images[self.indices[start : start + 64]]
-                with torch.no_grad():
-                    x = shrink(torch.from_numpy(batch).to(device), self.size)
-                    parts.append(torch.softmax(self.models[name](x).double(), 1).cpu().numpy())
-            self.said[name] = np.concatenate(parts)
+            network, images = self.models[name], self.tiles.images[self.indices]
+            fabric = Fabric(accelerator=next(network.parameters()).device.type, devices=1)
+            self.said[name] = predict(network, images, self.size, fabric)
         return self.said[name]
 
     def chosen(self) -> tuple[np.ndarray, np.ndarray | None, str]:
@@ -721,17 +717,13 @@ class GradCamExplorer(Explorer):
         """Return the figure as PNG, with the one it is compared with below."""
         images = self.tiles.images[self.offered]
         self.strip.value = strip(images, list(self.offered).index(self.tile.value))
-        figures, other = [self.figure()], self.beside.value
-        try:
-            if other in self.models:
-                figures.append(self.figure(model=other))
-            elif other != "nothing":
-                name = other.removeprefix("evidence for ")
-                figures.append(self.figure(target=self.tiles.class_names.index(name)))
-        except Exception:
-            plt.close(figures[0])
-            raise
-        return as_png(*figures)
+        wanted, other = [{}], self.beside.value
+        if other in self.models:
+            wanted.append({"model": other})
+        elif other != "nothing":
+            name = other.removeprefix("evidence for ")
+            wanted.append({"target": self.tiles.class_names.index(name)})
+        return as_png(self.figure(**what) for what in wanted)
 
     def show(self) -> widgets.Widget:
         """Return the widget: the strip of tiles over the controls and the picture."""

@@ -291,7 +291,10 @@ def pretrain_encoder(
     tiles: `data.Tiles`. views: a name in `augmentation.VIEWS`. backbone, head: see `models`.
     settings: as in `pretrain`. Checkpoint and log go to `pretraining_<views>` in the folder `run`.
     Lesson 03 and `crc-course pretrain` both call this: each goes on from what the other has left.
+    Raises ValueError for unknown views, and what `pretrain` raises.
     """
+    if views not in VIEWS:
+        raise ValueError(f"VIEWS has {views!r}: choose some of {', '.join(VIEWS)}")
     torch.manual_seed(seed)
     encoder = Encoder(backbone)
     mark = fingerprint(tiles=tiles.ids[index].tolist(), data=tiles.name, views=views, head=head,

@@ -92,10 +92,9 @@ def save_table(path: Path, rows: list[dict[str, Any]]) -> None:
 
 @cache
 def training_code() -> str:
-    """Return the SHA-256 of the modules that decide what training does."""
+    """Return the SHA-256 of each module that decides what training does."""
     names = ("augmentation", "fine_tuning", "models", "pretraining")
-    here = Path(__file__).parent
-    return hashlib.sha256(b"".join((here / f"{n}.py").read_bytes() for n in names)).hexdigest()
+    return " ".join(file_hash(Path(__file__).with_name(f"{name}.py")) for name in names)
 
 
 def fingerprint(**settings: Any) -> str:

@@ -86,7 +86,9 @@ class TileStore:
         tiles = tiles.reshape(rows.size, *self.shape[1:])
         for place, opened, given in self._places(np.atleast_1d(rows), "r+b"):
             opened.seek(place)
-            opened.write(np.ascontiguousarray(tiles[given]).data)
+            # Unbuffered writes may stop short, and a disk may be full in the middle of a tile.
+            if opened.write(np.ascontiguousarray(tiles[given]).data) != self.tile_bytes:
+                raise OSError(f"{opened.name}: a tile was not written whole; is the disk full?")
 
     def _places(self, rows: np.ndarray, mode: str) -> Iterator[tuple[int, object, int]]:
         """Byte offset, open file and position in `rows`, of each row, a shard at a time."""

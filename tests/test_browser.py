@@ -257,7 +257,7 @@ def test_the_picture_in_the_browser_is_that_of_the_pure_function(page, lab):
     )
     set_style()
     tile = int(page.locator(".widget-text input").first.input_value())
-    expected = as_png(tissue_figure(TissueParameters(severity=1.0), tile))
+    expected = as_png([tissue_figure(TissueParameters(severity=1.0), tile)])
     decoded = [np.asarray(Image.open(io.BytesIO(b))) for b in (bytes(content), expected)]
     np.testing.assert_array_equal(*decoded)
 
