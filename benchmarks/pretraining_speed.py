@@ -83,9 +83,21 @@ def ours(backbone: str, size: int, batch: int, images, fabric, ready: bool):
             optimizer.step()
             schedule.step()
 
+    objective = pretraining.Contrast(0.2)
+
     def lesson() -> None:
         pretraining._train_epoch(
-            model, optimizer, schedule, images, VIEWS["tissue"], fabric, size, batch, 0.2, 0, 1
+            model,
+            objective,
+            optimizer,
+            schedule,
+            images,
+            VIEWS["tissue"],
+            fabric,
+            size,
+            batch,
+            0,
+            1,
         )
 
     return epoch if ready else lesson

@@ -3,6 +3,7 @@
 import copy
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -41,12 +42,15 @@ def fine_tune(
     checkpoint: Path | None = None,
     mark: str = "",
     name: str = "fine-tuning",
+    criterion: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
 ) -> pd.DataFrame:
     """Train a classifier in place with cross-entropy; return the log, a row an epoch.
 
     images: uint8 (N, 3, H, W); labels: int64 (N,) in 0..C-1. The weights left in `classifier` are
     those of the epoch with the lowest validation loss, marked `chosen` in the log; with an empty
     validation set (the paper's case) those of the last epoch. checkpoint, mark: as in `pretrain`.
+    criterion: the loss of logits (N, C) and labels (N,) to train with; validation always has
+    cross-entropy.
 
     Raises ValueError for fewer tiles than a batch, FloatingPointError for a loss that is no number.
     """
@@ -69,8 +73,9 @@ def fine_tune(
     for epoch in bar:
         start = time.perf_counter()
         row = _train_epoch(
-            model, optim, schedule, images, labels, views, fabric, size, batch, seed, epoch
-        )
+            model, optim, schedule, images, labels, views, fabric, size, batch, seed, epoch,
+            criterion,
+        )  # fmt: skip
         if len(val_images):
             row |= validate(classifier, val_images, val_labels, size, fabric)
         row["seconds"] = round(time.perf_counter() - start, 2)
@@ -92,7 +97,7 @@ def fine_tune(
 
 
 def _train_epoch(
-    model, optim, schedule, images, labels, views, fabric, size, batch, seed, epoch
+    model, optim, schedule, images, labels, views, fabric, size, batch, seed, epoch, criterion
 ) -> dict[str, float]:
     model.train()
     generator = torch.Generator().manual_seed(seed * 100_003 + epoch)
@@ -100,7 +105,7 @@ def _train_epoch(
     for index in batches(len(images), batch, seed, epoch):
         tiles, target = to_device(images[index], fabric), to_device(labels[index], fabric)
         logits = model(channels_last(one_view(tiles, views, size, generator)))  # (N, C)
-        loss = F.cross_entropy(logits, target)
+        loss = criterion(logits, target)
         optim.zero_grad()
         fabric.backward(loss)
         optim.step()

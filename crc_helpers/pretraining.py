@@ -183,12 +183,15 @@ def pretrain(
     checkpoint: Path | None = None,
     mark: str = "",
     monitor: Callable[[Encoder, int], dict[str, float]] | None = None,
+    objective: nn.Module | None = None,
 ) -> pd.DataFrame:
     """Train encoder and head in place on tiles without labels; return the log, a row an epoch.
 
     images: uint8 (N, 3, H, W), an array or a `TileStore`. size: side of a view in pixels.
     checkpoint: file written after every epoch; a run with the same `mark` goes on from it and ends
     in the same weights. monitor: called with (encoder, epoch), its numbers join the log.
+    objective: another loss than NT-Xent, called with (model, views, other views, positions of the
+    tiles), where model is encoder and head; what it has to learn itself is trained along.
 
     Where `fabric` has several processes, `batch` is shared among them, and views, negatives and
     batch statistics are those of one process with the whole batch; the first one alone watches
@@ -206,12 +209,15 @@ def pretrain(
             f"PRETRAIN_BATCH is {batch}: {fabric.world_size} processes need a multiple of their"
             " number"
         )
+    if objective and fabric.world_size > 1:
+        raise ValueError("on several devices NT-Xent is the only objective: take one device")
     model = nn.Sequential(encoder, head)
     if fabric.world_size > 1:
         synchronise_statistics(model, fabric.device)
     steps = epochs * (len(images) // batch)
-    optim, schedule = make_optimizer(model, optimizer, lr, steps)
     model = model.to(memory_format=torch.channels_last)
+    objective = (objective or Contrast(temperature, fabric)).to(fabric.device)
+    optim, schedule = make_optimizer(nn.ModuleList([model, objective]), optimizer, lr, steps)
     model, optim = fabric.setup(model, optim)
     state = load_checkpoint(checkpoint, mark) if checkpoint and fabric.is_global_zero else None
     if fabric.world_size > 1:
@@ -219,6 +225,7 @@ def pretrain(
     rows: list[dict[str, float]] = []
     if state:
         model.load_state_dict(state["model"])
+        objective.load_state_dict(state["objective"])
         optim.load_state_dict(state["optimizer"])
         schedule.load_state_dict(state["schedule"])
         rows = state["rows"]
@@ -230,8 +237,8 @@ def pretrain(
                disable=not fabric.is_global_zero)  # fmt: skip
     for epoch in bar:
         start = time.perf_counter()
-        row = _train_epoch(model, optim, schedule, images, views, fabric, size, batch,
-                           temperature, seed, epoch)  # fmt: skip
+        row = _train_epoch(model, objective, optim, schedule, images, views, fabric, size, batch,
+                           seed, epoch)  # fmt: skip
         seconds = max(time.perf_counter() - start, 1e-9)
         row["seconds"] = round(seconds, 2)
         row["pairs_per_second"] = round(len(images) // batch * batch / seconds, 1)
@@ -241,15 +248,27 @@ def pretrain(
         bar.set_postfix(loss=f"{row['loss']:.3f}", pairs_per_s=row["pairs_per_second"])
         if checkpoint and fabric.is_global_zero:
             save_checkpoint(
-                checkpoint, mark, model=model.state_dict(), optimizer=optim.state_dict(),
-                schedule=schedule.state_dict(), rows=rows,
+                checkpoint, mark, model=model.state_dict(), objective=objective.state_dict(),
+                optimizer=optim.state_dict(), schedule=schedule.state_dict(), rows=rows,
             )  # fmt: skip
             save_table(checkpoint.with_suffix(".csv"), rows)
     return pd.DataFrame(rows)
 
 
+class Contrast(nn.Module):
+    """The objective of the course: NT-Xent of a batch's two views, in one forward pass."""
+
+    def __init__(self, temperature: float, fabric: Fabric | None = None) -> None:
+        super().__init__()
+        self.temperature, self.fabric = temperature, fabric
+
+    def forward(self, model: nn.Module, v1: Tensor, v2: Tensor, _index: np.ndarray) -> Tensor:
+        z1, z2 = model(channels_last(torch.cat([v1, v2]))).chunk(2)  # 2 x (N, out_dim)
+        return nt_xent(z1, z2, self.temperature, self.fabric)
+
+
 def _train_epoch(
-    model, optim, schedule, images, views, fabric, size, batch, temperature, seed, epoch
+    model, objective, optim, schedule, images, views, fabric, size, batch, seed, epoch
 ) -> dict[str, float]:
     model.train()
     generator = torch.Generator().manual_seed(seed * 100_003 + epoch)
@@ -258,8 +277,7 @@ def _train_epoch(
     for index in batches(len(images), batch, seed, epoch):
         tiles = to_device(images[index[share[0] :: share[1]]], fabric)
         v1, v2 = two_views(tiles, views, size, generator, share)  # 2 x (N, 3, size, size)
-        z1, z2 = model(channels_last(torch.cat([v1, v2]))).chunk(2)  # 2 x (N, out_dim)
-        loss = nt_xent(z1, z2, temperature, fabric)
+        loss = objective(model, v1, v2, index)
         optim.zero_grad()
         fabric.backward(loss)
         optim.step()

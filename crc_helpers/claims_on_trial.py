@@ -1,0 +1,248 @@
+"""Other ways to learn, remedies, and the statistics of comparing (lesson 07)."""
+
+import copy
+import math
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy.stats import binomtest, norm, rankdata
+from torch import Tensor, nn
+
+from crc_helpers.pretraining import Contrast, channels_last
+
+# --- Other ways to learn without labels, on the loop of lesson 03 ---------------------------------
+
+
+def moco_loss(queries: Tensor, keys: Tensor, queue: Tensor, temperature: float) -> Tensor:
+    """Return the mean cross-entropy of finding each query's own key among it and a queue.
+
+    queries, keys: (N, D), row i of both from the same tile; queue: (K, D) keys of earlier batches.
+    Source: He et al. 2020, arXiv 1911.05722 (MoCo), equation 1.
+    """
+    q, k, queue = (F.normalize(x, dim=1) for x in (queries, keys, queue))
+    logits = torch.cat([(q * k).sum(dim=1, keepdim=True), q @ queue.T], dim=1)  # (N, 1 + K)
+    return F.cross_entropy(logits / temperature, torch.zeros(len(q), dtype=torch.long).to(q.device))
+
+
+def simsiam_loss(p1: Tensor, p2: Tensor, z1: Tensor, z2: Tensor) -> Tensor:
+    """Return the mean negative cosine of predictions (N, D) and the other view's projections.
+
+    No gradient flows into the projections: without this stop everything collapses.
+    Source: Chen & He 2021, arXiv 2011.10566 (SimSiam), equation 4.
+    """
+    one, other = (F.cosine_similarity(p, z.detach()) for p, z in ((p1, z2), (p2, z1)))
+    return -(one.mean() + other.mean()) / 2
+
+
+def barlow_twins_loss(z1: Tensor, z2: Tensor, redundancy: float = 5e-3) -> Tensor:
+    """Return how far the correlation matrix of two batches of views (N, D) is from identity.
+
+    redundancy: weight of what lies off the diagonal.
+    Source: Zbontar et al. 2021, arXiv 2103.03230, equation 1.
+    """
+    one, other = (F.batch_norm(z, None, None, training=True) for z in (z1, z2))
+    correlation = one.T @ other / len(z1)  # (D, D)
+    gap = (correlation - torch.eye(len(correlation), device=z1.device)).square()
+    return gap.diagonal().sum() + redundancy * (gap.sum() - gap.diagonal().sum())
+
+
+def sup_con_loss(z1: Tensor, z2: Tensor, labels: Tensor, temperature: float) -> Tensor:
+    """Return NT-Xent with every view of the same class as a positive: the bound with labels.
+
+    z1, z2: (N, D); labels: (N,). With a label for each tile of its own it is NT-Xent.
+    Source: Khosla et al. 2020, arXiv 2004.11362, equation 2.
+    """
+    z, y = F.normalize(torch.cat([z1, z2]).float(), dim=1), torch.cat([labels, labels])
+    itself = torch.eye(len(z), dtype=torch.bool, device=z.device)
+    logits = (z @ z.T / temperature).masked_fill(itself, -torch.inf)
+    positive = (y[:, None] == y) & ~itself  # (2N, 2N)
+    log_p = logits.log_softmax(dim=1).masked_fill(~positive, 0)
+    return -(log_p.sum(dim=1) / positive.sum(dim=1)).mean()
+
+
+class MoCo(nn.Module):
+    """Momentum contrast: keys from a slowly following copy, negatives from a queue of them."""
+
+    def __init__(self, model: nn.Module, temperature: float, size: int = 1024) -> None:
+        super().__init__()
+        self.temperature, self.keys = temperature, copy.deepcopy(model).requires_grad_(False)
+        width = [p for p in model.parameters() if p.ndim == 2][-1].shape[0]
+        self.register_buffer("queue", torch.randn(size, width))
+
+    def forward(self, model: nn.Module, v1: Tensor, v2: Tensor, _index: np.ndarray) -> Tensor:
+        with torch.no_grad():
+            for key, query in zip(self.keys.parameters(), model.parameters(), strict=True):
+                key.lerp_(query, 0.01)
+            keys = self.keys(channels_last(v2)).float()
+        loss = moco_loss(model(channels_last(v1)).float(), keys, self.queue, self.temperature)
+        self.queue = torch.cat([keys, self.queue])[: len(self.queue)]  # the oldest drop out
+        return loss
+
+
+class SimSiam(nn.Module):
+    """Two views, a predictor, no negatives."""
+
+    def __init__(self, model: nn.Module, hidden: int = 64) -> None:
+        super().__init__()
+        width = [p for p in model.parameters() if p.ndim == 2][-1].shape[0]
+        self.predictor = nn.Sequential(
+            nn.Linear(width, hidden), nn.BatchNorm1d(hidden), nn.ReLU(), nn.Linear(hidden, width)
+        )
+
+    def forward(self, model: nn.Module, v1: Tensor, v2: Tensor, _index: np.ndarray) -> Tensor:
+        z1, z2 = model(channels_last(torch.cat([v1, v2]))).float().chunk(2)
+        return simsiam_loss(self.predictor(z1), self.predictor(z2), z1, z2)
+
+
+class BarlowTwins(nn.Module):
+    """Two views whose features shall agree one by one and not repeat each other."""
+
+    def forward(self, model: nn.Module, v1: Tensor, v2: Tensor, _index: np.ndarray) -> Tensor:
+        return barlow_twins_loss(*model(channels_last(torch.cat([v1, v2]))).float().chunk(2))
+
+
+class SupCon(nn.Module):
+    """Contrast with labels, those of the tiles trained on: no method without labels may use it."""
+
+    def __init__(self, temperature: float, labels: np.ndarray) -> None:
+        super().__init__()
+        self.temperature, self.labels = temperature, torch.from_numpy(labels)
+
+    def forward(self, model: nn.Module, v1: Tensor, v2: Tensor, index: np.ndarray) -> Tensor:
+        z1, z2 = model(channels_last(torch.cat([v1, v2]))).chunk(2)
+        return sup_con_loss(z1, z2, self.labels[index].to(z1.device), self.temperature)
+
+
+def make_objective(
+    name: str, model: nn.Module, temperature: float, labels: np.ndarray
+) -> nn.Module:
+    """Return what `pretraining.pretrain` takes as `objective`.
+
+    name: "NT-Xent", "MoCo", "SimSiam", "Barlow Twins" or "SupCon". model: encoder and head in a
+    row, which MoCo copies. labels: int64 (N,) of the tiles, which SupCon alone looks at.
+    Raises ValueError for another name.
+    """
+    known = {
+        "NT-Xent": lambda: Contrast(temperature),
+        "MoCo": lambda: MoCo(model, temperature),
+        "SimSiam": lambda: SimSiam(model),
+        "Barlow Twins": BarlowTwins,
+        "SupCon": lambda: SupCon(temperature, labels),
+    }
+    if name not in known:
+        raise ValueError(f"objective {name!r} is unknown: choose one of {', '.join(known)}")
+    return known[name]()
+
+
+# --- Few labels, uneven labels --------------------------------------------------------------------
+
+
+def labelled_subset(labels: np.ndarray, fraction: float, seed: int) -> np.ndarray:
+    """Return the positions of a share of the tiles, at least one a class, sorted.
+
+    Each class gives its share. For one seed, smaller subsets lie inside larger ones, so that a
+    curve over fractions doesn't jump because other tiles were drawn.
+    """
+    rng, taken = np.random.default_rng(seed), []
+    for label in np.unique(labels):
+        members = rng.permutation(np.flatnonzero(labels == label))
+        taken.append(members[: max(1, round(fraction * len(members)))])
+    return np.sort(np.concatenate(taken))
+
+
+def oversampled(labels: np.ndarray) -> np.ndarray:
+    """Return positions in which every class is as frequent as the most common: rare ones recur."""
+    classes = [np.flatnonzero(labels == label) for label in np.unique(labels)]
+    return np.sort(np.concatenate([np.resize(c, max(map(len, classes))) for c in classes]))
+
+
+def focal_loss(logits: Tensor, labels: Tensor, gamma: float = 2.0) -> Tensor:
+    """Return cross-entropy that forgets what is already right: times (1 - p) to the gamma.
+
+    logits (N, C), labels (N,). Source: Lin et al. 2017, arXiv 1708.02002, equation 4.
+    """
+    log_p = F.log_softmax(logits, dim=1).gather(1, labels[:, None])[:, 0]
+    return -((1 - log_p.exp()) ** gamma * log_p).mean()
+
+
+def best_threshold(labels: np.ndarray, scores: np.ndarray) -> float:
+    """Return the threshold on the score of class 1 with the best balanced accuracy.
+
+    labels (N,) of 0 and 1, scores (N,). To be chosen on validation, and applied to test.
+    """
+    candidates = np.unique(scores)
+    called = scores >= candidates[:, None]  # (thresholds, N)
+    sensitivity = called[:, labels == 1].mean(axis=1)
+    specificity = 1 - called[:, labels == 0].mean(axis=1)
+    return float(candidates[(sensitivity + specificity).argmax()])
+
+
+# --- Comparing ------------------------------------------------------------------------------------
+
+
+def mcnemar_test(first_right: np.ndarray, second_right: np.ndarray) -> float:
+    """Return the exact p value for two classifiers being right equally often on the same tiles.
+
+    first_right, second_right: bool (N,). Only tiles on which one alone is right count.
+    Source: McNemar 1947, doi:10.1007/BF02295996, in its exact form.
+    """
+    first, second = (first_right & ~second_right).sum(), (second_right & ~first_right).sum()
+    return float(binomtest(int(first), int(first + second)).pvalue) if first + second else 1.0
+
+
+def delong_test(
+    labels: np.ndarray, first: np.ndarray, second: np.ndarray
+) -> tuple[float, float, float]:
+    """Return difference of two areas under the ROC curve, its standard error and p value.
+
+    labels (N,) of 0 and 1; first, second: scores (N,) of the same tiles, taken as independent.
+    Raises ValueError where a class has fewer than two tiles.
+    Source: DeLong et al. 1988, doi:10.2307/2531595; by ranks, Sun & Xu 2014.
+    """
+    positive, negative = labels == 1, labels == 0
+    m, n = positive.sum(), negative.sum()
+    if min(m, n) < 2:
+        raise ValueError(f"{m} positive and {n} negative tiles: DeLong's test needs two of each")
+    over_negatives, over_positives = [], []  # each tile's share of the other class it beats
+    for scores in (first, second):
+        ranks = rankdata(scores)
+        over_negatives.append((ranks[positive] - rankdata(scores[positive])) / n)
+        over_positives.append(1 - (ranks[negative] - rankdata(scores[negative])) / m)
+    areas = np.mean(over_negatives, axis=1)
+    covariance = np.cov(over_negatives) / m + np.cov(over_positives) / n  # (2, 2)
+    difference = float(areas[0] - areas[1])
+    error = math.sqrt(max(covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1], 0.0))
+    if error == 0:
+        return difference, 0.0, 1.0 if difference == 0 else 0.0
+    return difference, error, float(2 * norm.sf(abs(difference) / error))
+
+
+def holm(p_values: np.ndarray) -> np.ndarray:
+    """Return p values (N,) made larger so that any false alarm among all N stays as rare as said.
+
+    Source: Holm 1979, Scand J Stat 6:65.
+    """
+    order = np.argsort(p_values)
+    steps = np.asarray(p_values, float)[order] * np.arange(len(order), 0, -1)
+    adjusted = np.empty(len(order))
+    adjusted[order] = np.minimum(np.maximum.accumulate(steps), 1)
+    return adjusted
+
+
+def tiles_needed(
+    difference: float, disagreement: float, power: float = 0.8, level: float = 0.05
+) -> int:
+    """Return how many independent tiles McNemar's test takes to see a difference of accuracies.
+
+    disagreement: share of tiles on which one classifier alone is right, no less than `difference`.
+    Raises ValueError otherwise. Source: Connor 1987, doi:10.2307/2531961 (normal approximation).
+    """
+    if not 0 < abs(difference) <= disagreement <= 1:
+        raise ValueError(
+            f"difference {difference}, disagreement {disagreement}: expected"
+            " 0 < difference <= disagreement <= 1"
+        )
+    z_level, z_power = norm.ppf(1 - level / 2), norm.ppf(power)
+    spread = math.sqrt(disagreement - difference**2)
+    return math.ceil((z_level * math.sqrt(disagreement) + z_power * spread) ** 2 / difference**2)
