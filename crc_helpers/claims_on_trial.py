@@ -1,15 +1,41 @@
-"""Other ways to learn, remedies, and the statistics of comparing (lesson 07)."""
+"""Rivals, other ways to learn, remedies, and the statistics of comparing (lesson 07)."""
 
 import copy
 import math
 
 import numpy as np
+import pandas as pd
 import torch
 import torch.nn.functional as F
+from scipy.special import expit, logit
 from scipy.stats import binomtest, norm, rankdata
 from torch import Tensor, nn
 
 from crc_helpers.pretraining import Contrast, channels_last
+
+# --- A rival --------------------------------------------------------------------------------------
+
+
+class PlainCNN(nn.Module):
+    """A stack of convolutions and poolings without shortcuts, in the manner of MA_ColonNet.
+
+    Images (N, 3, H, W) to features (N, 256). It stands for the plain network of Yildirim et al.
+    2022, whose layers it does not repeat.
+    """
+
+    num_features = 256
+
+    def __init__(self) -> None:
+        super().__init__()
+        blocks = []
+        for before, after in ((3, 32), (32, 64), (64, 128), (128, 256)):
+            convolution = nn.Conv2d(before, after, 3, padding=1, bias=False)
+            blocks += [convolution, nn.BatchNorm2d(after), nn.ReLU(), nn.MaxPool2d(2)]
+        self.features = nn.Sequential(*blocks)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.features(images).mean(dim=(2, 3))
+
 
 # --- Other ways to learn without labels, on the loop of lesson 03 ---------------------------------
 
@@ -176,6 +202,55 @@ def best_threshold(labels: np.ndarray, scores: np.ndarray) -> float:
     sensitivity = called[:, labels == 1].mean(axis=1)
     specificity = 1 - called[:, labels == 0].mean(axis=1)
     return float(candidates[(sensitivity + specificity).argmax()])
+
+
+# --- Another site, and what is known besides the tile ---------------------------------------------
+
+
+def normalise_stain(images: np.ndarray, reference: np.ndarray, method: str) -> np.ndarray:
+    """Return tiles with the stain of a reference, by torchstain.
+
+    images: uint8 (N, 3, H, W); reference: uint8 (3, H, W). method: "Macenko" or "Reinhard". A tile
+    of nearly nothing but glass is left as it is.
+    Sources: Macenko et al. 2009, doi:10.1109/ISBI.2009.5193250; Reinhard et al. 2001,
+    doi:10.1109/38.946629. Raises ValueError for another method.
+    """
+    from torchstain.numpy import normalizers  # rarely needed
+
+    known = {"Macenko": normalizers.NumpyMacenkoNormalizer,
+             "Reinhard": normalizers.NumpyReinhardNormalizer}  # fmt: skip
+    if method not in known:
+        raise ValueError(f"method {method!r} is unknown: choose one of {', '.join(known)}")
+    normalizer = known[method]()
+    normalizer.fit(reference.transpose(1, 2, 0))
+    done = np.array(images)
+    for i, image in enumerate(images):
+        if (image.mean(axis=0) < 225).mean() > 0.05:  # glass has no stain to estimate
+            found = normalizer.normalize(image.transpose(1, 2, 0))
+            found = found[0] if method == "Macenko" else found  # it gives the stains apart, too
+            done[i] = np.clip(found, 0, 255).astype(np.uint8).transpose(2, 0, 1)
+    return done
+
+
+def clinical_features(metadata: pd.DataFrame) -> np.ndarray:
+    """Return logarithm of the polyp's size in mm, and 1 in the right colon, 0 in the left: (N, 2).
+
+    metadata: with the columns "Polyp Size (mm)" and "Colon Site". NaN where not known.
+    """
+    right = metadata["Colon Site"].isin(["Cecum", "Ascending colon", "Transverse colon"])
+    size = np.log(metadata["Polyp Size (mm)"].to_numpy(float))
+    return np.stack([size, right.where(metadata["Colon Site"].notna(), np.nan)], axis=1).astype(
+        float
+    )
+
+
+def fuse(*probabilities: np.ndarray) -> np.ndarray:
+    """Return the mean of classifiers' log odds as a probability, (N,): late fusion.
+
+    probabilities: (N,) each, of class 1; a NaN is a missing answer, and the others decide.
+    """
+    odds = np.stack([logit(np.clip(p, 1e-6, 1 - 1e-6)) for p in probabilities])
+    return expit(np.nanmean(odds, axis=0))
 
 
 # --- Comparing ------------------------------------------------------------------------------------

@@ -304,6 +304,25 @@ def data(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def study(arguments: argparse.Namespace) -> int:
+    """Measure what is missing of a study, a row a run, into `studies/NAME_DATA.csv`."""
+    from crc_helpers import studies
+
+    folder = Path(arguments.out) if arguments.out else studies.FOLDER
+    root = str(Path(arguments.data_root).resolve()) if arguments.data_root else None
+    recipe = {}
+    for pair in arguments.set:
+        name, equals, value = pair.partition("=")
+        if not equals or name not in studies.Recipe.__dataclass_fields__:
+            known = ", ".join(studies.Recipe.__dataclass_fields__)
+            raise UsageError(f"--set {pair!r}: give NAME=VALUE, with a name of {known}")
+        recipe[name] = _value(pair, value)
+    rows = studies.do(arguments.name, arguments.data, root, arguments.seeds,
+                      studies.Recipe(**recipe), folder)  # fmt: skip
+    print(f"{len(rows)} rows in {folder / f'{arguments.name}_{arguments.data}.csv'}")
+    return 0
+
+
 def doctor(_arguments: argparse.Namespace) -> int:
     """Check versions, device, write permission and kernel; end in OK or FAIL with what to do."""
     import torch
@@ -348,7 +367,9 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(prog="crc-course", description=__doc__)
     parser.add_argument("--version", action="version", version=__version__)
-    commands = parser.add_subparsers(required=True, metavar="run | pretrain | data | doctor")
+    commands = parser.add_subparsers(
+        required=True, metavar="run | pretrain | study | data | doctor"
+    )
     lessons = argparse.ArgumentParser(add_help=False)
     lessons.add_argument("--preset", default="class", help="ci, class (default) or paper")
     lessons.add_argument("--data", choices=("synthetic", "ebhi", "mhist", "folder"))
@@ -380,6 +401,16 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     sub.add_argument("--strength", type=float, metavar="-1..1", help="... how closely (0.9)")
     sub.add_argument("--scanner", metavar="NAME", help="synthetic: one site only, 'Scanner A'")
     sub.set_defaults(do=data)
+    sub = commands.add_parser("study", help="measure a sweep of lesson 07 or 08, a row a run")
+    sub.add_argument("name", help="labels, baselines, recipe, ...; any other word lists them")
+    sub.add_argument("--data", choices=("synthetic", "ebhi", "mhist", "folder"),
+                     default="synthetic")  # fmt: skip
+    sub.add_argument("--data-root", metavar="DIR", help="where the tiles are")
+    sub.add_argument("--seeds", type=int, default=5, help="cohorts, splits and initialisations (5)")
+    sub.add_argument("--out", metavar="DIR", help="folder of the CSV file, instead of studies/")
+    sub.add_argument("--set", action="append", default=[], metavar="NAME=VALUE",
+                     help="another size of the experiment, e.g. size=96")  # fmt: skip
+    sub.set_defaults(do=study)
     sub = commands.add_parser("doctor", help="check this machine and installation")
     sub.set_defaults(do=doctor)
     sub = commands.add_parser("publish")  # for maintainers: `make notebooks`
@@ -394,10 +425,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     arguments = parse(argv)
     # What pre-training refuses is a ValueError, written for users; elsewhere that is a mistake.
-    training = (ValueError, FloatingPointError) if arguments.do is pretrain else ()
+    refused = (ValueError, FloatingPointError) if arguments.do in (pretrain, study) else ()
     try:
         return arguments.do(arguments)
-    except (UsageError, DataError, *training) as error:
+    except (UsageError, DataError, *refused) as error:
         print(f"crc-course: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

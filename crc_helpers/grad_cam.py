@@ -1,6 +1,7 @@
 """Grad-CAM, its boxes, and how far a map agrees with a known region (lesson 06)."""
 
 import contextlib
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -64,16 +65,32 @@ def grad_cam(
     with evaluating(model), captured(model.encoder.stage(name)) as outputs:
         logits = model(channels_last(images.detach()))  # (N, C)
         activations = outputs[0]
-        if activations.ndim != 4:
-            raise ValueError(
-                f"layer {name!r} gives {tuple(activations.shape)}: Grad-CAM needs (N, K, h, w)"
-            )
         targets = _targets(target, logits)
         score = logits.gather(1, targets[:, None]).sum()  # images do not interact in eval mode
         (gradient,) = torch.autograd.grad(score, activations)  # (N, K, h, w); stops at the layer
+    gradient, activations = (as_grid(x, model, name) for x in (gradient, activations.detach()))
     weights = gradient.mean(dim=(2, 3))  # (N, K)
-    maps = torch.einsum("nk,nkhw->nhw", weights, activations.detach()).relu()
+    maps = torch.einsum("nk,nkhw->nhw", weights, activations).relu()
     return Explanation(maps.float().cpu(), logits.detach().float().cpu(), targets.cpu())
+
+
+def as_grid(output: Tensor, model: Classifier, layer: str) -> Tensor:
+    """Return a layer's output as (N, K, h, w): a transformer's tokens (N, T, K) put back in rows.
+
+    Tokens that stand for no place, such as the class token, are left out. Raises ValueError for an
+    output that is neither.
+    """
+    if output.ndim == 3:
+        tokens = output[:, getattr(model.encoder.backbone, "num_prefix_tokens", 0) :]
+        side = math.isqrt(tokens.shape[1])
+        if side**2 == tokens.shape[1]:
+            return tokens.transpose(1, 2).unflatten(2, (side, side))
+    if output.ndim != 4:
+        raise ValueError(
+            f"layer {layer!r} gives {tuple(output.shape)}: Grad-CAM needs (N, K, h, w), or tokens"
+            " (N, T, K) of a square grid"
+        )
+    return output
 
 
 def _targets(target: int | Tensor | None, logits: Tensor) -> Tensor:

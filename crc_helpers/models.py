@@ -41,19 +41,27 @@ def build_backbone(name: str, weights: str | None = None) -> nn.Module:
             raise ValueError(
                 f"backbone {name!r} is unknown: give resnet8, resnet18, resnet50 or a model of timm"
             )
-        return timm.create_model(name, pretrained=bool(weights), num_classes=0)
+        # A ViT takes any size of tile, and averages its tokens as a ResNet its cells: a class token
+        # would leave the others without a gradient in the last block, and Grad-CAM without a map.
+        vit = {"dynamic_img_size": True} if name.startswith(("vit_", "deit")) else {}
+        pool = {"global_pool": "avg"} if vit and not weights else {}
+        return timm.create_model(name, pretrained=bool(weights), num_classes=0, **vit, **pool)
     network.num_features = network.fc.in_features
     network.fc = nn.Identity()
     return network
 
 
 class Encoder(nn.Module):
-    """Backbone up to its global average pooling: images (N, 3, H, W) to features (N, D)."""
+    """Backbone up to its global average pooling: images (N, 3, H, W) to features (N, D).
 
-    def __init__(self, backbone: str = "resnet50", weights: str | None = None) -> None:
+    backbone: a name that `build_backbone` knows, or a network of your own with `num_features` set.
+    """
+
+    def __init__(self, backbone: str | nn.Module = "resnet50", weights: str | None = None) -> None:
         super().__init__()
-        self.name = backbone
-        self.backbone = build_backbone(backbone, weights)
+        named = isinstance(backbone, str)
+        self.name = backbone if named else type(backbone).__name__
+        self.backbone = build_backbone(backbone, weights) if named else backbone
         self.dim: int = self.backbone.num_features
 
     def forward(self, images: Tensor) -> Tensor:

@@ -7,11 +7,12 @@ initialisation: on drawn tissue another tissue, on real tiles another split by c
 """
 
 import itertools
+import json
 import subprocess
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +20,20 @@ import numpy as np
 import pandas as pd
 import torch
 from lightning.fabric import Fabric
-from sklearn.metrics import balanced_accuracy_score
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import balanced_accuracy_score, confusion_matrix
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
 from crc_helpers import claims_on_trial as claims
 from crc_helpers.augmentation import VIEWS, Views
-from crc_helpers.data import Split, Tiles, cache_folder, load_tiles, split
-from crc_helpers.evaluation import macro_auc
+from crc_helpers.data import Split, Tiles, cache_folder, load_tiles
+from crc_helpers.data import split as divide
+from crc_helpers.evaluation import colour_baseline, colour_statistics, macro_auc
 from crc_helpers.fine_tuning import fine_tune, linear_probe, predict
 from crc_helpers.models import Classifier, Encoder, ProjectionHead
-from crc_helpers.pretraining import embed, pretrain
+from crc_helpers.pretraining import effective_rank, embed, knn_accuracy, pretrain
 from crc_helpers.runs import (
     ROOT,
     RunError,
@@ -72,6 +77,8 @@ class Trial:
     root: str | None = None
     classes: Any = None
     recipe: Recipe = field(default_factory=Recipe)
+    given: Tiles | None = None  # instead of the seed's own
+    divided: Split | None = None  # instead of the seed's own
 
     @cached_property
     def fabric(self) -> Fabric:
@@ -81,22 +88,32 @@ class Trial:
     @cached_property
     def tiles(self) -> Tiles:
         """The cohort of this seed; real tiles are the same for all."""
+        if self.given:
+            return self.given
         return load_tiles(self.data, self.root, classes=self.classes, n=self.recipe.n_tiles,
                           seed=FIRST_SEED + self.seed)  # fmt: skip
 
     @cached_property
     def parts(self) -> Split:
         """By slide or case where they are known; an official partition is not used."""
-        return split(replace(self.tiles, partition=None), test=0.35, seed=self.seed)
+        return self.divided or divide(
+            replace(self.tiles, partition=None), test=0.35, seed=self.seed
+        )
 
     def labels(self, index: np.ndarray) -> np.ndarray:
         """Labels of some tiles."""
         return self.tiles.labels[index]
 
-    def random_encoder(self, backbone: str | None = None) -> Encoder:
-        """An encoder nobody has trained; for one seed always the same."""
-        torch.manual_seed(self.seed)
-        return Encoder(backbone or self.recipe.backbone)
+    def random_encoder(
+        self, backbone: str | Callable[[], nn.Module] | None = None, salt: int = 0
+    ) -> Encoder:
+        """An encoder nobody has trained; the same for the same seed and salt.
+
+        backbone: a name, or what makes a network, if not the recipe's.
+        """
+        torch.manual_seed(self.seed + 1000 * salt)
+        made = backbone() if callable(backbone) else backbone
+        return Encoder(made or self.recipe.backbone)
 
     def pretrained(self, recipe: Recipe | None = None, index: np.ndarray | None = None) -> Encoder:
         """The encoder after pre-training; kept in the cache, as many rows begin with the same one.
@@ -125,9 +142,14 @@ class Trial:
         save_weights(file, encoder)
         return encoder
 
+    @cached_property
+    def known(self) -> Tensor:
+        """What the pre-trained encoder says of all tiles, float32 (N, D)."""
+        return self.features(self.pretrained(), np.arange(len(self.tiles)))
+
     def features(self, encoder: nn.Module, index: np.ndarray) -> Tensor:
         """What an encoder says of some tiles, float32 (N, D)."""
-        return embed(encoder, self.tiles.images.pick(index), self.recipe.size, self.fabric)
+        return embed(encoder, self.tiles.images[index], self.recipe.size, self.fabric)
 
     def probe(self, encoder: Encoder, labelled: np.ndarray | None = None) -> Callable:
         """A linear probe on some of the training tiles, as a function from tiles to (N, C)."""
@@ -143,43 +165,62 @@ class Trial:
         labelled: np.ndarray | None = None,
         views: Views = VIEWS["gentle"],
         recipe: Recipe | None = None,
+        salt: int = 0,
         **options: Any,
-    ) -> Callable:
-        """Train a classifier for `steps`, at each rate; the best on validation is returned, as a
-        function from tiles to probabilities (N, C).
+    ) -> "Fitted":
+        """Train a classifier for `steps`, at each rate; the best on validation is returned.
 
         start: gives the encoder to begin with. labelled: tiles to train on, which may recur.
         """
         r = recipe or self.recipe
         index = self.parts.train if labelled is None else labelled
-        # Fewer tiles than a batch recur in it, each time as another view.
-        index = np.sort(np.resize(index, max(len(index), r.batch)))
+        # Few tiles recur, each time as another view, so that all arms are validated about as often.
+        index = np.sort(np.resize(index, max(len(index), r.batch * r.steps // 10)))
         best, kept = np.inf, None
         for rate in r.rates:
             encoder = start()
-            torch.manual_seed(self.seed)
+            torch.manual_seed(self.seed + 1000 * salt)
             classifier = Classifier(encoder, len(self.tiles.class_names))
             log = fine_tune(
                 classifier, self.tiles.images[index], self.labels(index),
                 self.tiles.images[self.parts.val], self.labels(self.parts.val), views,
                 self.fabric, size=r.size, batch=r.batch, lr=rate, optimizer="adamw-one-cycle",
-                epochs=max(1, round(r.steps / (len(index) // r.batch))), seed=self.seed, **options,
+                epochs=max(1, round(r.steps / (len(index) // r.batch))), 
+                seed=self.seed + 1000 * salt, **options,
             )  # fmt: skip
             loss = log.loc[log["chosen"], "val_loss"].iloc[0]
             if loss < best:
                 best, kept = loss, classifier
-        return lambda index: predict(kept, self.tiles.images.pick(index), r.size, self.fabric)
+        return Fitted(kept, self, r.size)
 
     def score(self, classify: Callable, index: np.ndarray | None = None) -> dict[str, float]:
         """Balanced accuracy, accuracy and AUC, on the test part unless another is given."""
         index = self.parts.test if index is None else index
-        found, y = classify(index), self.labels(index)
-        said = found.argmax(axis=1)
-        return {
-            "balanced_accuracy": float(balanced_accuracy_score(y, said)),
-            "accuracy": float((said == y).mean()),
-            "auc": macro_auc(y, found),
-        }
+        return scores(self.labels(index), classify(index))
+
+
+def scores(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
+    """Balanced accuracy, accuracy and AUC, macro averages where there are more than two classes."""
+    said = probabilities.argmax(axis=1)
+    return {
+        "balanced_accuracy": float(balanced_accuracy_score(labels, said)),
+        "accuracy": float((said == labels).mean()),
+        "auc": macro_auc(labels, probabilities),
+    }
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A trained classifier, as a function from tiles to probabilities (N, C)."""
+
+    classifier: Classifier
+    trial: Trial
+    size: int
+
+    def __call__(self, index: np.ndarray, tiles: Tiles | None = None) -> np.ndarray:
+        """Of some of the trial's tiles, or of others: the same slides on another scanner."""
+        images = (tiles or self.trial.tiles).images[index]
+        return predict(self.classifier, images, self.size, self.trial.fabric)
 
 
 @lru_cache(maxsize=1)
@@ -210,8 +251,281 @@ def labels_row(t: Trial, fraction: float, arm: str) -> dict:
     return {"labels": len(labelled)} | t.score(fit)
 
 
+BASELINES = {
+    "majority": "says the common class",
+    "colour only": "15 colour numbers, logistic regression",
+    "random encoder, probe": "untrained filters, logistic regression",
+    "from scratch": "the small ResNet",
+    "plain CNN": "after Yildirim et al. 2022",
+    "ResNet-18": "after Wei et al. 2020",
+    "Inception-ResNet-v2": "after Gupta et al. 2021",
+    "ensemble of three": "after Dif et al. 2020",
+    "pre-trained, probe": "frozen",
+    "pre-trained, fine-tuned": "the paper's method",
+}
+
+
+def baselines_plan(seeds: int) -> Iterable[dict]:
+    """Rivals on the same tiles, with the same steps and the same search for a rate."""
+    # The largest is twenty times as slow as the others, and so is tried with fewer seeds.
+    for seed, arm in itertools.product(range(seeds), BASELINES):
+        if arm != "Inception-ResNet-v2" or seed < 2:
+            yield {"seed": seed, "arm": arm}
+
+
+def baselines_row(t: Trial, arm: str) -> dict:
+    """One rival, on the test part."""
+    return t.score(fit(t, arm))
+
+
+def fit(t: Trial, arm: str) -> Callable:
+    """Train a rival; return it as a function from tiles to probabilities (N, C)."""
+    train = t.parts.train
+    y = t.labels(train)
+    if arm == "majority":
+        share = np.bincount(y, minlength=len(t.tiles.class_names)) / len(y)
+        return lambda index: np.tile(share, (len(index), 1))
+    if arm == "colour only":
+        known = colour_baseline(colour_statistics(t.tiles.images[train]), y)
+        return lambda index: known.predict_proba(colour_statistics(t.tiles.images[index]))
+    if arm.endswith("probe"):
+        return t.probe(t.pretrained() if arm.startswith("pre") else t.random_encoder())
+    if arm == "ensemble of three":
+        members = [t.train(partial(t.random_encoder, salt=k), salt=k) for k in range(3)]
+        return lambda index: np.mean([member(index) for member in members], axis=0)
+    if arm == "Inception-ResNet-v2":  # tiles under 75 px vanish in it; one rate, it is slow
+        r = replace(t.recipe, size=max(t.recipe.size, 96), rates=t.recipe.rates[:1])
+        return t.train(partial(t.random_encoder, "inception_resnet_v2"), recipe=r)
+    start = {
+        "from scratch": t.random_encoder,
+        "plain CNN": partial(t.random_encoder, claims.PlainCNN),
+        "ResNet-18": partial(t.random_encoder, "resnet18"),
+        "pre-trained, fine-tuned": t.pretrained,
+    }
+    return t.train(start[arm])
+
+
+FACTORS: dict[str, tuple] = {
+    "temperature": (0.07, 0.1, 0.5, 0.7),
+    "head": ("mlp",),
+    "crop": (0.08, 0.7),  # the smallest share of the tile's area kept
+    "stain": (0.0, 0.7),
+    "pretrain_batch": (32, 128),
+    "pretrain_epochs": (5, 40),
+    "tiles": ("balanced", "balanced and the rest", "test tiles too"),
+}
+
+
+def recipe_plan(seeds: int) -> Iterable[dict]:
+    """What matters in pre-training: one factor at a time is moved away from the recipe."""
+    for seed in range(seeds):
+        yield {"seed": seed, "factor": "none", "value": "the recipe"}
+        for factor, values in FACTORS.items():
+            for value in values:
+                yield {"seed": seed, "factor": factor, "value": value}
+
+
+def recipe_row(t: Trial, factor: str, value: Any) -> dict:
+    """kNN and probe, on validation, of an encoder pre-trained with one thing changed."""
+    r, train, index = t.recipe, t.parts.train, None
+    labelled = train
+    if factor == "crop":
+        r = replace(r, views=replace(r.views, crop=(value, 1.0)))
+    elif factor == "stain":
+        r = replace(r, views=replace(r.views, stain=value))
+    elif factor == "tiles":
+        y, rng = t.labels(train), np.random.default_rng(t.seed)
+        fewest = np.bincount(y).min()
+        balanced = [rng.permutation(train[y == c])[:fewest] for c in np.unique(y)]
+        labelled = np.sort(np.concatenate(balanced))  # the same labels for both of the first two
+        tested = np.concatenate([train, t.parts.test])
+        index = {"balanced": labelled, "balanced and the rest": train}.get(value, tested)
+        labelled = train if value == "test tiles too" else labelled
+    elif factor != "none":
+        r = replace(r, **{factor: value})
+    encoder, val = t.pretrained(r, index), t.parts.val
+    known, asked = t.features(encoder, labelled), t.features(encoder, val)
+    knn = knn_accuracy(known, t.labels(labelled), asked, t.labels(val))
+    return {"knn": knn} | t.score(t.probe(encoder, labelled), val)
+
+
+OBJECTIVES = ("random encoder", "NT-Xent", "MoCo", "SimSiam", "Barlow Twins", "SupCon")
+
+
+def objectives_plan(seeds: int) -> Iterable[dict]:
+    """Other ways to learn without labels, on the same loop, with an MLP head as they have."""
+    for seed, objective in itertools.product(range(seeds), OBJECTIVES):
+        yield {"seed": seed, "objective": objective}
+
+
+def objectives_row(t: Trial, objective: str) -> dict:
+    """Probe, on the test part, and the effective rank of the features."""
+    r = replace(t.recipe, head="mlp", objective=objective)
+    encoder = t.random_encoder() if objective == "random encoder" else t.pretrained(r)
+    rank = effective_rank(t.features(encoder, t.parts.train))
+    return {"effective_rank": rank} | t.score(t.probe(encoder))
+
+
+REMEDIES = ("none", "discarding", "class weights", "focal loss", "oversampling", "threshold moved")
+
+
+def imbalance_plan(seeds: int) -> Iterable[dict]:
+    """Remedies for uneven classes, at natural prevalence."""
+    for seed, remedy in itertools.product(range(seeds), REMEDIES):
+        yield {"seed": seed, "remedy": remedy}
+
+
+def imbalance_row(t: Trial, remedy: str) -> dict:
+    """One remedy, from scratch, on the test part as common as the classes are."""
+    train, options = t.parts.train, {}
+    y = t.labels(train)
+    count = np.bincount(y)
+    if remedy == "discarding":
+        rng = np.random.default_rng(t.seed)
+        members = [rng.permutation(train[y == c])[: count.min()] for c in range(len(count))]
+        train = np.sort(np.concatenate(members))
+    elif remedy == "class weights":
+        weight = torch.tensor(len(y) / count / len(count), dtype=torch.float32)
+        options = {"criterion": nn.CrossEntropyLoss(weight.to(t.fabric.device))}
+    elif remedy == "focal loss":
+        options = {"criterion": claims.focal_loss}
+    elif remedy == "oversampling":
+        train = train[claims.oversampled(y)]
+    classify = t.train(t.random_encoder, train, **options)
+    threshold = 0.5
+    if remedy == "threshold moved":
+        val = t.parts.val
+        threshold = claims.best_threshold(t.labels(val), classify(val)[:, 1])
+    y, found = t.labels(t.parts.test), classify(t.parts.test)
+    said = found[:, 1] >= threshold
+    sensitivity, specificity = float(said[y == 1].mean()), float(1 - said[y == 0].mean())
+    return scores(y, found) | {
+        "accuracy": float((said == (y == 1)).mean()),
+        "balanced_accuracy": (sensitivity + specificity) / 2,
+        "sensitivity": sensitivity,
+        "specificity": specificity,
+    }
+
+
+CURES = ("none", "stain jitter", "Reinhard", "Macenko")
+
+
+def site_plan(seeds: int) -> Iterable[dict]:
+    """Trained on two scanners, tested on the same slides as they are and from a third scanner."""
+    for seed, cure in itertools.product(range(seeds), CURES):
+        yield {"seed": seed, "cure": cure}
+
+
+def site_row(t: Trial, cure: str) -> dict:
+    """AUC at home and away; jitter acts in training, normalisation on all tiles."""
+    plain = replace(VIEWS["gentle"], stain=0.0, brightness=0.0, contrast=0.0, saturation=0.0)
+    away = load_tiles(n=t.recipe.n_tiles, seed=FIRST_SEED + t.seed, scanner="Scanner C")
+    tiles = {"home": t.tiles, "away": away}
+    if cure in ("Reinhard", "Macenko"):
+        reference = t.tiles.images[t.parts.train[0]]
+        tiles = {
+            place: replace(there, images=claims.normalise_stain(there.images[:], reference, cure))
+            for place, there in tiles.items()
+        }
+    here = replace(t, given=tiles["home"])
+    classify = here.train(
+        t.random_encoder, views=VIEWS["gentle"] if cure == "stain jitter" else plain
+    )
+    test = t.parts.test
+    return {place: macro_auc(t.labels(test), classify(test, tiles[place])) for place in tiles}
+
+
+BACKBONES = ("resnet8", "convnext_atto", "vit_tiny_patch16_224")
+
+
+def backbones_plan(seeds: int) -> Iterable[dict]:
+    """Other networks by name, from scratch and from their own pre-training without labels."""
+    for seed, name in itertools.product(range(seeds), BACKBONES):
+        yield {"seed": seed, "network": name}
+
+
+def backbones_row(t: Trial, network: str) -> dict:
+    """From scratch, on the test part, at 96 px, where the maps of all three have 6 x 6 cells."""
+    r = replace(t.recipe, backbone=network, size=96)
+    start = replace(t, recipe=r)
+    return start.score(start.train(start.random_encoder))
+
+
+KINDS = ("Normal", "HP", "SSA", "Tubular adenoma")
+CLASS_ARMS = ("colour only", "pre-trained, probe", "from scratch", "pre-trained, fine-tuned")
+
+
+def classes_plan(seeds: int) -> Iterable[dict]:
+    """Beyond two classes: four kinds of drawn tissue, or all that the real tiles have."""
+    for seed, arm in itertools.product(range(seeds), CLASS_ARMS):
+        yield {"seed": seed, "arm": arm}
+
+
+def classes_row(t: Trial, arm: str) -> dict:
+    """One arm on all classes: macro averages, and the confusion matrix, rows truth."""
+    many = replace(t, classes=KINDS if t.data == "synthetic" else "all")
+    y, found = many.labels(many.parts.test), fit(many, arm)(many.parts.test)
+    counts = confusion_matrix(y, found.argmax(axis=1), labels=range(len(many.tiles.class_names)))
+    return scores(y, found) | {"confusion": json.dumps(counts.tolist())}
+
+
+def metadata_plan(seeds: int) -> Iterable[dict]:
+    """Beyond the tile: what size and site of the polyp add, and what happens without them."""
+    for seed in range(seeds):
+        yield {"seed": seed}
+
+
+def metadata_row(t: Trial) -> dict:
+    """AUC on the test part of image, metadata, both, and both with half of one missing."""
+    train, test = t.parts.train, t.parts.test
+    known = claims.clinical_features(t.tiles.metadata)
+    regression = make_pipeline(StandardScaler(), LogisticRegression())
+    regression.fit(known[train], t.labels(train))
+    clinical = regression.predict_proba(known[test])[:, 1]
+    image = t.train(t.random_encoder)(test)[:, 1]
+    missing = np.random.default_rng(t.seed).random(len(test)) < 0.5
+    arms = {
+        "image": image,
+        "metadata": clinical,
+        "both": claims.fuse(image, clinical),
+        "half without metadata": claims.fuse(image, np.where(missing, np.nan, clinical)),
+        "half without image": claims.fuse(np.where(missing, np.nan, image), clinical),
+    }
+    y = t.labels(test)
+    return {name: macro_auc(y, np.stack([1 - p, p], axis=1)) for name, p in arms.items()}
+
+
+SPLITS = 50
+
+
+def splits_plan(_seeds: int) -> Iterable[dict]:
+    """One cohort, split 90:10 again and again: tiles at random as in the paper, or whole slides."""
+    for scheme, number in itertools.product(("by tile", "by slide"), range(SPLITS)):
+        yield {"seed": 0, "scheme": scheme, "split": number}
+
+
+def splits_row(t: Trial, scheme: str, split: int) -> dict:
+    """Accuracy of a probe on one pre-trained encoder: only the split of the labels changes."""
+    how = "paper" if scheme == "by tile" else "auto"
+    tiles = replace(t.tiles, partition=None)
+    parts = divide(tiles, how, test=0.1, validation=0.1, seed=split)
+    probe = linear_probe(t.known[parts.train], t.labels(parts.train), t.known[parts.val],
+                         t.labels(parts.val))  # fmt: skip
+    found = probe.predict_proba(t.known[parts.test].numpy())
+    return {"tested": len(parts.test)} | scores(t.labels(parts.test), found)
+
+
 STUDIES: dict[str, tuple[Callable[[int], Iterable[dict]], Callable[..., dict]]] = {
     "labels": (labels_plan, labels_row),
+    "baselines": (baselines_plan, baselines_row),
+    "recipe": (recipe_plan, recipe_row),
+    "objectives": (objectives_plan, objectives_row),
+    "imbalance": (imbalance_plan, imbalance_row),
+    "site": (site_plan, site_row),
+    "backbones": (backbones_plan, backbones_row),
+    "classes": (classes_plan, classes_row),
+    "metadata": (metadata_plan, metadata_row),
+    "splits": (splits_plan, splits_row),
 }
 
 
