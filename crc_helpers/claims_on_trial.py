@@ -2,6 +2,7 @@
 
 import copy
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -9,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from scipy.special import expit, logit
 from scipy.stats import binomtest, norm, rankdata
+from scipy.stats import t as student
 from torch import Tensor, nn
 
 from crc_helpers.pretraining import Contrast, channels_last
@@ -321,3 +323,22 @@ def tiles_needed(
     z_level, z_power = norm.ppf(1 - level / 2), norm.ppf(power)
     spread = math.sqrt(disagreement - difference**2)
     return math.ceil((z_level * math.sqrt(disagreement) + z_power * spread) ** 2 / difference**2)
+
+
+def over_seeds(values: Sequence[float]) -> tuple[float, float, float]:
+    """Return mean and 95 % interval (Student's t) of one number a seed; NaN ends for one seed."""
+    values = np.asarray(values, float)
+    if len(values) < 2:
+        return float(values.mean()), np.nan, np.nan
+    half = student.ppf(0.975, len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values))
+    return float(values.mean()), float(values.mean() - half), float(values.mean() + half)
+
+
+def paired(rows: pd.DataFrame, arms: str, arm: str, control: str, metric: str) -> np.ndarray:
+    """Return the metric of one arm less that of another, a number for each seed that has both.
+
+    rows: of a study, with the columns `seed`, `arms` and `metric`. Both arms of a seed share
+    tissue, split and test tiles, so their difference varies less than either.
+    """
+    wide = rows.pivot(index="seed", columns=arms, values=metric)
+    return (wide[arm] - wide[control]).dropna().to_numpy()

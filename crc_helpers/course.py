@@ -19,6 +19,7 @@ import yaml
 from crc_helpers import __version__
 from crc_helpers.runs import (
     ROOT,
+    RunError,
     atomic_path,
     device_name,
     fingerprint,
@@ -428,7 +429,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     refused = (ValueError, FloatingPointError) if arguments.do in (pretrain, study) else ()
     try:
         return arguments.do(arguments)
-    except (UsageError, DataError, *refused) as error:
+    except (UsageError, DataError, RunError, *refused) as error:
         print(f"crc-course: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -13,6 +13,7 @@ from matplotlib_inline.backend_inline import set_matplotlib_formats
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_curve
 
+from crc_helpers.claims_on_trial import over_seeds
 from crc_helpers.runs import atomic_path
 
 PALETTE = sns.color_palette("colorblind")
@@ -446,4 +447,43 @@ def heat_row(
     top = max(float(h.max()) for h in heats.values())
     for ax, (title, heat) in zip(axes[1:], heats.items(), strict=True):
         overlay(ax, image, heat, top if shared else float(heat.max()), mask=mask, title=title)
+    return figure
+
+
+def seed_curves(
+    rows: pd.DataFrame, x: str, y: str, arms: str, xlabel: str, ylabel: str,
+    landmark: float | None = None,
+) -> Figure:  # fmt: skip
+    """Draw a study's `y` over `x`, a line an arm: mean, 95 % band, and each seed as a dot."""
+    figure, ax = plt.subplots(figsize=(9, 4.4))
+    for k, (arm, group) in enumerate(rows.groupby(arms, sort=False)):
+        colour, at = PALETTE[k % len(PALETTE)], sorted(group[x].unique())
+        found = np.array([over_seeds(group.loc[group[x] == v, y]) for v in at])  # (x, 3)
+        ax.plot(at, found[:, 0], "-", color=colour, linewidth=2.2, label=arm)
+        ax.fill_between(at, found[:, 1], found[:, 2], color=colour, alpha=0.15, linewidth=0)
+        ax.plot(group[x], group[y], "o", color=colour, markersize=3.5, alpha=0.6)
+    if landmark is not None:
+        ax.axhline(landmark, **CHANCE)
+    ax.set(xscale="log", xlabel=xlabel, ylabel=ylabel, xticks=at,
+           xticklabels=[f"{v:.0%}" for v in at])  # fmt: skip
+    ax.minorticks_off()
+    ax.legend(frameon=False, fontsize=10, loc="upper left")
+    return figure
+
+
+def split_luck(rows: pd.DataFrame, draw: int = 0) -> Figure:
+    """Draw the accuracies of many splits of one cohort, a panel a scheme; one draw is marked."""
+    schemes = list(rows["scheme"].unique())
+    figure, axes = plt.subplots(len(schemes), 1, figsize=(9, 1.9 * len(schemes)), sharex=True)
+    step = 0.02
+    bins = np.arange(np.floor(rows["accuracy"].min() / step) * step, 1.0, step)
+    for ax, scheme in zip(np.atleast_1d(axes), schemes, strict=True):
+        found = rows[rows["scheme"] == scheme]
+        ax.hist(found["accuracy"], bins=bins, color=PALETTE[0], edgecolor="white")
+        one = found.loc[found["split"] == draw, "accuracy"].iloc[0]
+        ax.axvline(one, color=PALETTE[3], linewidth=2.5)
+        ax.annotate(" one draw", (one, 0.95), xycoords=("data", "axes fraction"), va="top",
+                    color=PALETTE[3], fontsize=10)  # fmt: skip
+        ax.set(ylabel="splits", title=f"split {scheme}")
+    np.atleast_1d(axes)[-1].set(xlabel="accuracy on the test part of that split")
     return figure

@@ -553,13 +553,20 @@ def do(
 ) -> pd.DataFrame:
     """Measure what is missing of a study, and return it; every row is on disk once it is measured.
 
-    Raises ValueError for a name that is none.
+    Raises ValueError for a name that is none, RunError where the rows there are have another size.
     """
     if name not in STUDIES:
         raise ValueError(f"study {name!r} is unknown: choose one of {', '.join(STUDIES)}")
     plan, measure = STUDIES[name]
     file, recipe = folder / f"{name}_{data}.csv", recipe or Recipe()
     rows = pd.read_csv(file).to_dict("records") if file.is_file() else []
+    size = {k: getattr(recipe, k) for k in ("n_tiles", "size", "backbone", "steps")}
+    for name_, value in size.items():
+        if others := {row[name_] for row in rows} - {value}:
+            raise RunError(
+                f"{file} holds rows of {name_} {others.pop()}, not {value}: give another folder"
+                " with --out"
+            )
     facts = {"device": device_name(), "commit": _commit()}
     for key in plan(seeds):
         if any(all(str(row.get(k)) == str(v) for k, v in key.items()) for row in rows):
@@ -567,7 +574,6 @@ def do(
         start = time.perf_counter()
         what = {k: v for k, v in key.items() if k != "seed"}
         found = measure(trial(key["seed"], data, root, recipe), **what)
-        size = {"n_tiles": recipe.n_tiles, "size": recipe.size, "backbone": recipe.backbone}
         seconds = {"seconds": round(time.perf_counter() - start, 1)}
         rows.append(key | found | size | seconds | facts)
         save_table(file, rows)

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from lightly.loss import BarlowTwinsLoss, NegativeCosineSimilarity, NTXentLoss
-from scipy.stats import norm
+from scipy.stats import norm, ttest_1samp
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
@@ -249,3 +249,17 @@ def test_mcnemar_has_the_power_that_was_planned():
     assert 0.72 < found < 0.86
     with pytest.raises(ValueError, match="0 < difference <= disagreement"):
         claims.tiles_needed(0.2, 0.1)
+
+
+def test_interval_over_seeds_is_scipys_and_one_seed_has_none():
+    values = [0.6, 0.7, 0.65, 0.72]
+    mean, low, high = claims.over_seeds(values)
+    found = ttest_1samp(values, 0).confidence_interval()
+    assert (mean, low, high) == pytest.approx((np.mean(values), found.low, found.high))
+    assert claims.over_seeds([0.6])[0] == 0.6 and np.isnan(claims.over_seeds([0.6])[1:]).all()
+
+
+def test_pairs_are_of_the_same_seed_and_incomplete_ones_left_out():
+    rows = pd.DataFrame({"seed": [2, 1, 1, 2, 3], "arm": ["b", "a", "b", "a", "a"],
+                         "auc": [0.5, 0.9, 0.6, 0.7, 1.0]})  # fmt: skip
+    np.testing.assert_allclose(claims.paired(rows, "arm", "a", "b", "auc"), [0.3, 0.2])
