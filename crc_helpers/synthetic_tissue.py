@@ -714,7 +714,8 @@ def draw_epithelium(
     label = scene.label[row, column]
     height = scene.height(label, scene.h[coarse])
     thick = np.clip(to_lumen[row, column], 9 * k, 27 * k)
-    dark, crowd = darkness(scene, label, height), scene.clouds[1][coarse]
+    ill, crowd = dysplasia(scene, label), scene.clouds[1][coarse]
+    dark = np.maximum(darkness(scene, label, height), ill)
     angle = np.arctan2(inward[:, 1], inward[:, 0])
     tip = points + inward * (0.95 * thick)[:, None]
     greys = (255 * u[7] ** 2).astype(int).tolist()  # some cells stain darker than others
@@ -722,7 +723,6 @@ def draw_epithelium(
         points.astype(int).tolist(), tip.astype(int).tolist(), greys, strict=True
     ):
         cv2.line(layers["border"], a, b, grey, 1 + (grey > 120))
-    ill = dysplasia(scene, label)
     share = np.interp(height, [0.15, 0.45], [p.goblet_share_at_base, p.goblet_share])
     share = share * (1 - 0.85 * ill)
     goblet = (u[0] < share) & (thick > 11 * k)
@@ -761,9 +761,9 @@ def dysplasia(scene: Scene, label: np.ndarray) -> np.ndarray:
 
 
 def darkness(scene: Scene, label: np.ndarray, height: np.ndarray) -> np.ndarray:
-    """How dark and crowded cells are, 0 to 1: the base of an undistorted crypt, all dysplasia."""
+    """How dark and crowded cells are, 0 to 1: the proliferating base of an undistorted crypt."""
     distorted = scene.table([c.distortion for c in scene.crypts], 1.0)[label]
-    return np.maximum(np.clip(1 - height / 0.4, 0, 1) * (1 - distorted), dysplasia(scene, label))
+    return np.clip(1 - height / 0.4, 0, 1) * (1 - distorted)
 
 
 def draw_stroma(scene: Scene, muscle: np.ndarray) -> None:
