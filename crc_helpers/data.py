@@ -263,8 +263,8 @@ def _synthetic(
 
     kinds = _choose_classes(classes or synthetic_tissue.CLASS_NAMES, synthetic_tissue.KINDS)
     cohort = _plan(plan | {"kinds": kinds})
-    names = cohort.class_names
-    about = replace(readers.SYNTHETIC, mpp=mpp * size / 224, class_names=names)
+    drawn = cohort.class_names
+    about = replace(readers.SYNTHETIC, mpp=mpp * size / 224, class_names=drawn)
 
     def build(folder: Path) -> None:
         _stores(folder, len(cohort.seeds), size, masks=True)
@@ -272,11 +272,11 @@ def _synthetic(
         names = {"Image Name": "id", **{v: k for k, v in readers.MHIST_COLUMNS.items()}}
         table = cohort.annotations().rename(columns=names | {"Slide": "group"})
         table["id"] = table["id"].str.removesuffix(".png")
-        unread = [] if names == synthetic_tissue.CLASS_NAMES else ["votes"]
+        unread = [] if drawn == synthetic_tissue.CLASS_NAMES else ["votes"]
         _write_table(folder, table.drop(columns=["partition", *unread]), [])
 
     modules = (synthetic_tissue, synthetic_cohort, tile_store)
-    key = (*plan.values(), names, size, mpp, *map(_code, modules))
+    key = (*plan.values(), drawn, size, mpp, *map(_code, modules))
     return _cached("synthetic", key, cache, build), about
 
 
