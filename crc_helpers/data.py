@@ -43,7 +43,7 @@ class Tiles:
     ids: np.ndarray  # str (N,), file name or synthetic id
     groups: np.ndarray | None  # str (N,), slide or case; None where it is not published
     partition: np.ndarray | None  # str (N,), official "train" / "test"
-    votes: np.ndarray | None  # int64 (N,), how many of seven readers chose class 1
+    votes: np.ndarray | None  # int64 (N,), how many of seven readers chose class 1 of two
     masks: TileStore | None  # uint8 0/1 (N, H, W), on disk
     mask_name: str | None  # what the mask outlines
     mpp: float | None  # microns per pixel
@@ -87,12 +87,14 @@ def load_tiles(
     `size`: side in pixels. `mpp`: microns per pixel, where you know better (MHIST's is disputed).
     Synthetic only: `n`, `seed`, how many tiles, which ones; `shortcut`, `strength`, `scanner`, see
     `synthetic_cohort.make_cohort`; `mpp` is what they are drawn at, by default 448 µm a tile.
+    Synthetic tiles are of HP and SSA unless `classes` names others of `synthetic_tissue.KINDS`:
+    they are then drawn too, and there are no votes, because readers vote on HP and SSA only.
     Raises DataError, one line, for anything that is wrong with the data.
     """
     if name == "synthetic":
         plan = {"n": n, "seed": seed, "shortcut": shortcut, "strength": strength}
         plan |= {"scanner": scanner}
-        folder, about = _synthetic(plan, size, mpp or 448 / size, cache)
+        folder, about = _synthetic(plan, classes, size, mpp or 448 / size, cache)
     elif name in readers.SOURCES:
         folder, about = _foreign(name, root, size, cache)
     else:
@@ -251,12 +253,18 @@ def _foreign(
 
 
 def _synthetic(
-    plan: dict[str, Any], size: int, mpp: float, cache: str | Path | None
+    plan: dict[str, Any],
+    classes: Sequence[str] | str | None,
+    size: int,
+    mpp: float,
+    cache: str | Path | None,
 ) -> tuple[Path, About]:
     from crc_helpers import synthetic_cohort, synthetic_tissue
 
-    about = replace(readers.SYNTHETIC, mpp=mpp * size / 224)
-    cohort = _plan(plan)
+    kinds = _choose_classes(classes or synthetic_tissue.CLASS_NAMES, synthetic_tissue.KINDS)
+    cohort = _plan(plan | {"kinds": kinds})
+    drawn = cohort.class_names
+    about = replace(readers.SYNTHETIC, mpp=mpp * size / 224, class_names=drawn)
 
     def build(folder: Path) -> None:
         _stores(folder, len(cohort.seeds), size, masks=True)
@@ -264,10 +272,11 @@ def _synthetic(
         names = {"Image Name": "id", **{v: k for k, v in readers.MHIST_COLUMNS.items()}}
         table = cohort.annotations().rename(columns=names | {"Slide": "group"})
         table["id"] = table["id"].str.removesuffix(".png")
-        _write_table(folder, table.drop(columns="partition"), [])
+        unread = [] if drawn == synthetic_tissue.CLASS_NAMES else ["votes"]
+        _write_table(folder, table.drop(columns=["partition", *unread]), [])
 
     modules = (synthetic_tissue, synthetic_cohort, tile_store)
-    key = (*plan.values(), size, mpp, *map(_code, modules))
+    key = (*plan.values(), drawn, size, mpp, *map(_code, modules))
     return _cached("synthetic", key, cache, build), about
 
 
@@ -294,6 +303,11 @@ def write_synthetic(
     from crc_helpers import synthetic_cohort
 
     cohort = _plan({"n": n, "seed": 0} | plan)
+    if set(cohort.class_names) != {"HP", "SSA"}:
+        raise DataError(
+            f"kinds {', '.join(plan['kinds'])}: MHIST's layout knows HP and SSA only; "
+            "load_tiles(classes=...) draws the others"
+        )
     if out.exists():
         raise DataError(f"{out}: is there already; choose another --out, or remove it")
     try:

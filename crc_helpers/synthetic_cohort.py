@@ -2,13 +2,14 @@
 
 Every slide is a polyp. It has a lab, a scanner, a stain, a thickness, a focus and a plane of
 section; its tiles differ in what `synthetic_tissue.OF_A_TILE` names. Seven simulated readers vote
-on each tile, and their majority is the label that a data set would publish.
+on each tile of a serrated polyp, HP or SSA, and their majority is the label that a data set would
+publish. Normal mucosa and tubular adenoma, in cohorts that ask for them, are not in dispute.
 
 Sources: Wei et al., arXiv 2101.12355 (2021), for the histogram of votes and the layout on disk.
 Synthetic throughout: no number measured on it says anything about patients.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,17 +23,20 @@ from crc_helpers.data_readers import progress
 from crc_helpers.synthetic_tissue import (
     CLASS_NAMES,
     CRITERIA,
+    KINDS,
     UNEQUIVOCAL,
     Drawing,
     TissueParameters,
     distortion,
     divide,
     draw_slide,
+    kind_of,
 )
 from crc_helpers.tile_store import TileStore
 
 TILES_PER_SLIDE = 6
 SHORTCUTS = ("ink", "stain")
+SERRATED = tuple(KINDS.index(name) for name in CLASS_NAMES)  # HP and SSA among KINDS
 SSA_SLIDES = 0.33  # share of polyps that are SSA
 SSA_TILES = (0.05, 0.78)  # share of SSA-like tiles in the slides of either kind of polyp
 # Severity of HP-like tiles is half a Beta variable, of SSA-like ones 0.5 + half another. These and
@@ -67,10 +71,38 @@ INTERNAL = 2  # so many of them, the first, a cohort is from
 # Polyp size (logarithm of millimetres, mean and spread) and share in the right colon of either
 # kind, set so that both together tell the polyps apart about as well as the study needs that adds
 # them to morphology and goes from an AUC of .659 to .929 (Hum Pathol 2023, pubmed 37044202).
-SIZE = ((np.log(4.0), np.log(10.5)), 0.55)
-RIGHT_COLON = (0.22, 0.78)
+# In the order of KINDS; "normal" is a fold of mucosa taken for a small polyp. The outer two are
+# plausible, not fitted.
+SIZE = ((np.log(3.5), np.log(4.0), np.log(10.5), np.log(7.0)), 0.55)
+RIGHT_COLON = (0.5, 0.22, 0.78, 0.55)
 RIGHT = ("Cecum", "Ascending colon", "Transverse colon")
 LEFT = ("Descending colon", "Sigmoid colon", "Rectum")
+# Mean and spread over slides of what normal mucosa and adenomas do not share with serrated polyps.
+# Wide lumina and a cellular stroma in normal mucosa, the reverse in adenomas, are there for the
+# colour meter: without them it would see the mucin of one and the chromatin of the other at once.
+LOOKS = {
+    "Normal": {
+        "severity": (0, 0),
+        "serration": (0, 0),
+        "prolapse": (0, 0),
+        "branching": (0.02, 0),
+        "goblet_share": (0.62, 0.12),
+        "goblet_share_at_base": (0.40, 0.12),
+        "gape": (0.65, 0.25),
+        "cellularity": (0.65, 0.18),
+    },
+    "Tubular adenoma": {
+        "severity": (0, 0),
+        "serration": (0, 0),
+        "prolapse": (0, 0),
+        "branching": (0.30, 0.05),
+        "dysplasia": (0.78, 0.12),
+        "gape": (0.50, 0.30),
+        "crypt_diameter": (75, 6),
+        "crypt_spacing": (98, 6),
+        "cellularity": (0.35, 0.18),
+    },
+}
 
 
 @dataclass(frozen=True)
@@ -78,9 +110,10 @@ class Cohort:
     """What is known about n tiles before one pixel is drawn.
 
     parameters: n of them. seeds: int64 (n,), one a slide. slide: str (n,), one polyp each.
-    true_label: int64 (n,), by `diagnose`. votes: int64 (n,), readers of seven who say SSA. label:
-    int64 (n,), the majority of the seven, which is what a data set would publish. table: a row a
-    tile of what else would be known: Scanner, Polyp Size (mm), Colon Site.
+    true_label: int64 (n,), index into class_names by `kind_of`. votes: int64 (n,), readers of seven
+    who say SSA, -1 where neither HP nor SSA is in question. label: int64 (n,), the majority of the
+    seven, else the true label: what a data set would publish. table: a row a tile of what else
+    would be known: Scanner, Polyp Size (mm), Colon Site.
     """
 
     parameters: tuple[TissueParameters, ...]
@@ -92,6 +125,7 @@ class Cohort:
     table: pd.DataFrame
 
     seed: int
+    class_names: tuple[str, ...] = CLASS_NAMES
 
     @property
     def slides(self) -> int:
@@ -119,7 +153,7 @@ class Cohort:
         test = np.repeat(chance < 0.31, TILES_PER_SLIDE)[: len(self.seeds)]
         published = {
             "Image Name": self.names,
-            "Majority Vote Label": np.array(CLASS_NAMES)[self.label],
+            "Majority Vote Label": np.array(self.class_names)[self.label],
             "Number of Annotators who Selected SSA (Out of 7)": self.votes,
             "Partition": np.where(test, "test", "train"),
             "Slide": self.slide,
@@ -130,7 +164,7 @@ class Cohort:
         """What only the generator knows, a row a tile."""
         known = {
             "Image Name": self.names,
-            "True Label": np.array(CLASS_NAMES)[self.true_label],
+            "True Label": np.array(self.class_names)[self.true_label],
             "Severity": [p.severity for p in self.parameters],
             "Distortion": [distortion(p) for p in self.parameters],
         }
@@ -163,13 +197,17 @@ def make_cohort(
     shortcut: str | None = None,
     strength: float = 0.9,
     scanner: str | None = None,
+    kinds: Sequence[str] = CLASS_NAMES,
 ) -> Cohort:
     """Plan n tiles of n / TILES_PER_SLIDE polyps; a larger n begins with the same parameters.
 
     `shortcut` plants a mark that goes with the published label, or not at all (None): "ink", a
     dot in the corner of the tile; "stain", a bluer stain of the slide, by the polyp's kind. Of the
-    SSA a share (1 + strength) / 2 carries it, of the HP (1 - strength) / 2: 1 gives every label
-    away, 0 says nothing, -1 misleads. `scanner` puts all slides on one of SITES. Raises ValueError.
+    SSA a share (1 + strength) / 2 carries it, of the rest (1 - strength) / 2: 1 gives every label
+    away, 0 says nothing, -1 misleads. `scanner` puts all slides on one of SITES. `kinds`: which of
+    KINDS the polyps are of, in any order, an equal share each. HP and SSA come together, and share
+    what is due to both as in a cohort of these two: readers tell the tiles of a serrated polyp
+    apart one by one. Raises ValueError.
     """
     if n < 1:
         raise ValueError(f"n = {n} must be at least 1")
@@ -180,19 +218,34 @@ def make_cohort(
         )
     if scanner not in (None, *SITES):
         raise ValueError(f"scanner {scanner!r}: expected one of {', '.join(SITES)} or None")
+    unknown = [name for name in kinds if name not in KINDS]
+    if unknown or not kinds:
+        raise ValueError(f"kinds {', '.join(unknown)!r}: expected some of {', '.join(KINDS)}")
+    both = CLASS_NAMES if set(CLASS_NAMES) & set(kinds) else ()
+    names = tuple(name for name in KINDS if name in {*kinds, *both})
     slide = np.arange(n) // TILES_PER_SLIDE
-    polyp = (column_stream(seed, "polyp").random(slide[-1] + 1) < SSA_SLIDES)[slide]
+    kind = plan_kinds(names, slide, seed)
+    polyp = kind == SERRATED[1]
     columns = plan_morphology(n, slide, polyp, seed) | plan_artefacts(n, seed)
     lab, scanners = plan_slides(slide, seed, scanner)
     columns |= lab
-    found = np.array([distortion(p) for p in tabulate(columns)])
-    votes = read(found, column_stream(seed, "votes"))
-    label = (votes >= 4).astype(np.int64)
+    for name in set(LOOKS) & set(names):
+        for parameter, (mean, spread) in LOOKS[name].items():
+            own, other = vary(parameter, mean, spread, slide, seed), columns.get(parameter, 0.0)
+            own = np.clip(own, mean - 2 * spread, mean + 2 * spread)  # no adenoma without dysplasia
+            columns[parameter] = np.where(kind == KINDS.index(name), own, other)
+    drawn = tabulate(columns)
+    place = np.array([names.index(name) if name in names else -1 for name in KINDS])
+    true_label = place[[KINDS.index(kind_of(p)) for p in drawn]]
+    found = np.array([distortion(p) for p in drawn])
+    in_question = np.isin(kind, SERRATED)
+    votes = np.where(in_question, read(found, column_stream(seed, "votes")), -1)
+    label = np.where(in_question, place[SERRATED[0]] + (votes >= 4), true_label)
     if shortcut:
-        kind = label if shortcut == "ink" else polyp
+        ssa = label == place[SERRATED[1]] if shortcut == "ink" else polyp
         draws = column_stream(seed, "shortcut").random(n)
         draws = draws if shortcut == "ink" else draws[: slide[-1] + 1][slide]
-        marked = draws < 0.5 + strength * (kind - 0.5)
+        marked = draws < 0.5 + strength * (ssa - 0.5)
         if shortcut == "ink":
             columns["ink_dot"] = marked.astype(float)
         else:
@@ -203,12 +256,30 @@ def make_cohort(
         parameters,
         np.array(seeds, np.int64)[slide],
         np.array([f"slide-{i:04d}" for i in slide + 1]),
-        (found >= UNEQUIVOCAL).astype(np.int64),
+        true_label,
         votes.astype(np.int64),
         label,
-        pd.DataFrame({"Scanner": scanners, **clinical(slide, polyp, seed)}),
+        pd.DataFrame({"Scanner": scanners, **clinical(slide, kind, seed)}),
         seed,
+        names,
     )
+
+
+def plan_kinds(names: Sequence[str], slide: np.ndarray, seed: int) -> np.ndarray:
+    """What each polyp is, int (n,), index into KINDS; serrated ones are the same in any cohort."""
+    slides = slide[-1] + 1
+    ssa = column_stream(seed, "polyp").random(slides) < SSA_SLIDES
+    share = (len(names) * column_stream(seed, "tissue").random(slides)).astype(int)
+    kind = np.array([KINDS.index(name) for name in names])[share]
+    return np.where(np.isin(kind, SERRATED), np.array(SERRATED)[ssa.astype(int)], kind)[slide]
+
+
+def vary(
+    name: str, mean: float | np.ndarray, spread: float, slide: np.ndarray, seed: int
+) -> np.ndarray:
+    """A parameter that is a slide's own, (n,), normal about its mean (slides,), within bounds."""
+    values = mean + spread * column_stream(seed, name).standard_normal(slide[-1] + 1)
+    return np.clip(values, *TissueParameters.__dataclass_fields__[name].metadata["bounds"])[slide]
 
 
 def tabulate(columns: dict[str, np.ndarray]) -> tuple[TissueParameters, ...]:
@@ -298,21 +369,19 @@ def plan_slides(
     columns = {}
     for name, (mean, spread) in mean_and_spread.items():
         shift = np.array([SITES[site].get(name, 0.0) for site in names])[scanner]
-        values = mean + shift + spread * column_stream(seed, name).standard_normal(slides)
-        low, high = TissueParameters.__dataclass_fields__[name].metadata["bounds"]
-        columns[name] = np.clip(values, low, high)
+        columns[name] = vary(name, mean + shift, spread, slide, seed)
     plane, tilt = column_stream(seed, "plane").random((slides, 2)).T
-    columns["cut_angle"] = np.where(plane < 0.68, 6 * tilt, 50 + 35 * tilt)
-    return {k: v[slide] for k, v in columns.items()}, np.array(names)[scanner][slide]
+    columns["cut_angle"] = np.where(plane < 0.68, 6 * tilt, 50 + 35 * tilt)[slide]
+    return columns, np.array(names)[scanner][slide]
 
 
-def clinical(slide: np.ndarray, polyp: np.ndarray, seed: int) -> dict[str, np.ndarray]:
+def clinical(slide: np.ndarray, kind: np.ndarray, seed: int) -> dict[str, np.ndarray]:
     """Size of the polyp in millimetres and its site in the colon, one a slide."""
     slides = slide[-1] + 1
     spread = column_stream(seed, "size").standard_normal(slides)[slide]
     right, place = column_stream(seed, "site").random((slides, 2))[slide].T
-    size = np.exp(np.where(polyp, *SIZE[0][::-1]) + SIZE[1] * spread)
-    in_right = right < np.where(polyp, *RIGHT_COLON[::-1])
+    size = np.exp(np.array(SIZE[0])[kind] + SIZE[1] * spread)
+    in_right = right < np.array(RIGHT_COLON)[kind]
     names = np.where(in_right[:, None], RIGHT, LEFT)
     site = names[np.arange(len(slide)), (3 * place).astype(int)]
     return {"Polyp Size (mm)": np.clip(np.round(size), 1, 40).astype(int), "Colon Site": site}

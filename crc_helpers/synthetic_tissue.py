@@ -1,14 +1,15 @@
-"""Draw H&E tiles of colorectal polyps whose diagnosis is known to the pixel.
+"""Draw H&E tiles of colorectal mucosa whose diagnosis is known to the pixel.
 
 A slide is a strip of mucosa: crypts, bodies in three dimensions, stand on a lattice over the
 muscularis mucosae and are cut by a plane. Upright, turned or distorted, a crypt is described once;
 whether it shows as a tube, a ring or an island follows from the angle of the cut. The cut is filled
 with cells, coloured by the Beer-Lambert law and divided into tiles. The label is never painted on:
-`diagnose` reads it from the distortion of the crypts.
+`diagnose` reads it from the distortion of the crypts, `kind_of` from that, dysplasia and serration.
 
 Sources: WHO Classification of Tumours, Digestive System (2019) for the criteria; Ruifrok &
 Johnston, Anal Quant Cytol Histol 23:291 (2001) for the stain vectors. A teaching model of
-hyperplastic polyps (HP) and sessile serrated adenomas (SSA), not for diagnosis.
+hyperplastic polyps (HP), sessile serrated adenomas (SSA), normal mucosa and tubular adenomas of low
+grade, not for diagnosis.
 """
 
 from collections.abc import Sequence
@@ -18,7 +19,9 @@ import cv2
 import numpy as np
 
 CLASS_NAMES = ("HP", "SSA")
-UNEQUIVOCAL = 0.5  # distortion from which a crypt alone makes the diagnosis of SSA
+KINDS = ("Normal", "HP", "SSA", "Tubular adenoma")
+UNEQUIVOCAL = 0.5  # distortion, or dysplasia, from which a crypt alone makes the diagnosis
+WITHIN_NORMAL = 0.1  # serration and distortion below which a mucosa is normal
 # The lower half of a crypt is diagnostic: there HP is straight, narrow and not serrated, and all
 # that the rule counts shows there: dilatation, sideways growth, serration where none belongs.
 BASAL_SHARE = 0.5
@@ -39,6 +42,7 @@ OFF_AXIS = 12.0  # micrometres by which a slanted cut may miss the axis of the f
 SCRATCH = 110.0  # square micrometres of lumen below which there is none
 LEAN = 0.2  # micrometres aside that crypts lean at most, a micrometre of height
 MEMBRANE = 14.0  # micrometres of lamina propria that two crypts leave between them
+SPARED = 0.6  # susceptibility up to which a crypt of an adenoma is not dysplastic: one in eight
 REACH = 140.0  # micrometres from its axis that a crypt may reach
 TAPER = 130.0  # micrometres from a milder neighbour within which a crypt is no worse than it
 STREAMS = ("turn", "plane", "crypt", "cells", "stroma", "vessels", "texture", "sensor", "artefacts")
@@ -68,6 +72,7 @@ class TissueParameters:
     gape: float = bounded(0.4, 0, 1)  # width of the lumen where nothing dilates it
     mucus: float = bounded(0.3, 0, 1)  # bluish mucus in the lumen, none to thick
     branching: float = bounded(0.2, 0, 1)  # share of crypts with a side branch
+    dysplasia: float = bounded(0.0, 0, 1)  # nuclei long, dark, in tiers; mucin lost; up to the top
     prolapse: float = bounded(0.0, 0, 1)  # crypts wide in the middle, muscle fibres between them
     cut_angle: float = bounded(0.0, 0, 90)  # degrees from the crypts' axis; 90 is a cross section
     base_position: float = bounded(0.8, 0.55, 0.95)  # height of the bases, 0 top to 1 bottom
@@ -102,8 +107,10 @@ class Drawing:
     image: uint8 (3, H, W), RGB. The masks are uint8 (H, W), 0 or 1. glands: crypts with their
     lumen, and the surface epithelium. lumina: inside of crypts. nuclei: all nuclei. diagnostic:
     in SSA the lower halves of the distorted crypts, which alone make the diagnosis; in HP the
-    lower halves of all crypts, because their straight narrow shape is what rules SSA out. ink:
-    marker and ink dot, which say nothing about the tissue.
+    lower halves of all crypts, because their straight narrow shape is what rules SSA out; in
+    tubular adenoma all dysplastic epithelium, that of the surface too; in normal mucosa all
+    crypts from base to mouth, because only that nothing is wrong with any rules the others out.
+    ink: marker and ink dot, which say nothing about the tissue.
     """
 
     image: np.ndarray
@@ -125,6 +132,7 @@ class Crypt:
     x: float
     z: float
     base: float
+    dysplasia: float
     dilatation: float
     growth: float
     serration: float
@@ -161,6 +169,19 @@ def express(parameters: TissueParameters, susceptibility: float) -> tuple[float,
 def diagnose(distortions: Sequence[float]) -> int:
     """1 (SSA) if one crypt is unequivocally distorted, else 0 (HP): WHO 2019."""
     return int((np.asarray(distortions) >= UNEQUIVOCAL).any())
+
+
+def kind_of(parameters: TissueParameters) -> str:
+    """What a tile shows, one of KINDS, by the rules alone.
+
+    Dysplasia decides first: serrated lesions that turn dysplastic have no kind of their own here.
+    """
+    worst = distortion(parameters)
+    if parameters.dysplasia >= UNEQUIVOCAL:
+        return "Tubular adenoma"
+    if max(worst, parameters.serration) < WITHIN_NORMAL:
+        return "Normal"
+    return CLASS_NAMES[diagnose([worst])]
 
 
 # --- Layout --------------------------------------------------------------------------------------
@@ -213,6 +234,7 @@ def lay_out(tiles: Sequence[TissueParameters], seed: int, fov: float = 448.0) ->
             float(x[i]),
             float(z[i]),
             float(10 * swing[2, i]),
+            p.dysplasia * float(susceptibility[i] > SPARED),
             *express(tiles[tile[i]], float(susceptibility[i])),
         )
         for i in range(len(x))
@@ -367,6 +389,7 @@ def build_trunks(p: TissueParameters, u, base, dilatation, serration) -> list[Tu
     reach = 0.42 + 0.62 * serration  # HP: the upper half; SSA: down to the base
     depth = 32 * p.serration * np.clip((t - 1 + reach) / 0.15, 0, 1) * (0.7 + 0.3 * t) * (s > 22)
     inner = 2 + (4 + 10 * p.gape) * np.clip(t * 1.6 - 0.25, 0, 1) + 20 * belly + 15 * waist
+    inner += 6 * p.dysplasia  # round and even, from the base up
     irregular, away = wobble(u[2], t, 12), 6 * np.clip(2 * t, 0, 1)
     return tabulate(
         n,
@@ -692,7 +715,8 @@ def draw_epithelium(
     label = scene.label[row, column]
     height = scene.height(label, scene.h[coarse])
     thick = np.clip(to_lumen[row, column], 9 * k, 27 * k)
-    dark, crowd = darkness(scene, label, height), scene.clouds[1][coarse]
+    ill, crowd = dysplasia(scene, label), scene.clouds[1][coarse]
+    dark = np.maximum(darkness(scene, label, height), ill)
     angle = np.arctan2(inward[:, 1], inward[:, 0])
     tip = points + inward * (0.95 * thick)[:, None]
     greys = (255 * u[7] ** 2).astype(int).tolist()  # some cells stain darker than others
@@ -701,6 +725,7 @@ def draw_epithelium(
     ):
         cv2.line(layers["border"], a, b, grey, 1 + (grey > 120))
     share = np.interp(height, [0.15, 0.45], [p.goblet_share_at_base, p.goblet_share])
+    share = share * (1 - 0.85 * ill)
     goblet = (u[0] < share) & (thick > 11 * k)
     mucin = points + inward * (thick * (0.52 + 0.2 * u[1]))[:, None]
     stamp(
@@ -712,19 +737,28 @@ def draw_epithelium(
         (160 + 95 * u[4])[goblet].astype(int),
     )
     # Crowded, tall, stratified nuclei in the proliferating base; small flat ones under mucin; some
-    # lie outside the section.
-    depth = k * (3.4 + 1.6 * u[5] + (6 * dark + 3 + crowd) * u[6] ** 2)
-    slip = np.stack([-inward[:, 1], inward[:, 0]], 1) * (k * 3.4 * (u[8] - 0.5))[:, None]
-    tall = k * (2.4 + 2.0 * u[7] + 0.9 * dark - 0.7 * goblet)
-    seen = u[4] > 0.14 - 0.14 * dark - 0.05 * crowd
-    stamp(
-        layers["nuclei"],
-        (points + inward * depth[:, None] + slip)[seen],
-        tall[seen],
-        (k * (1.3 + 1.1 * u[1]))[seen],
-        (angle + 1.0 * (u[2] - 0.5))[seen],
-        (105 + 115 * u[3] + 30 * dark).astype(int)[seen],
-    )
+    # lie outside the section. Dysplastic ones are pencils, in tiers up to the middle of the cell.
+    aside = np.stack([-inward[:, 1], inward[:, 0]], 1)
+    for tier in range(2 if ill.any() else 1):
+        u = np.roll(u, tier, 0)
+        depth = k * (3.4 + 1.6 * u[5] + (6 * dark + 3 + crowd) * u[6] ** 2)
+        depth = depth + 0.2 * ill * thick * u[6]
+        slip = aside * (k * 3.4 * (u[8] - 0.5))[:, None]
+        tall = k * (2.4 + 2.0 * u[7] + 0.9 * dark - 0.7 * goblet) * (1 + 0.6 * ill)
+        seen = u[4] < 0.8 * ill if tier else u[4] > 0.14 - 0.14 * dark - 0.05 * crowd
+        stamp(
+            layers["nuclei"],
+            (points + inward * depth[:, None] + slip)[seen],
+            tall[seen],
+            (k * (1.3 + 1.1 * u[1]) * (1 - 0.3 * ill))[seen],
+            (angle + (1.0 - 0.6 * ill) * (u[2] - 0.5))[seen],
+            (105 + 115 * u[3] + 30 * dark).astype(int)[seen],
+        )
+
+
+def dysplasia(scene: Scene, label: np.ndarray) -> np.ndarray:
+    """Dysplasia of the cells at each place, 0 to 1; that of the surface is the slide's."""
+    return scene.table([c.dysplasia for c in scene.crypts], scene.p.dysplasia)[label]
 
 
 def darkness(scene: Scene, label: np.ndarray, height: np.ndarray) -> np.ndarray:
@@ -905,13 +939,14 @@ def spoil(
 
 
 def diagnostic_region(scene: Scene, size: int) -> np.ndarray:
-    """Lower halves of the crypts that decide: the distorted ones in SSA, all of them in HP."""
+    """What decides in each tile, as `Drawing` says, booleans (m, w); what is not gland is free."""
     label = scene.label[::SUPERSAMPLING, ::SUPERSAMPLING]
     distorted = scene.table([c.distortion >= UNEQUIVOCAL for c in scene.crypts], 0)[label] > 0
-    ssa = [distortion(tile) >= UNEQUIVOCAL for tile in scene.tiles]
-    ssa = np.pad(np.repeat(ssa, size), EDGE, mode="edge")
-    decisive = np.where(ssa, distorted, ~distorted)
-    return decisive & (scene.height(label, scene.h) < BASAL_SHARE) & (label != scene.surface)
+    kind = np.repeat([KINDS.index(kind_of(tile)) for tile in scene.tiles], size)
+    normal, _, ssa, adenoma = (np.pad(kind == i, EDGE, mode="edge") for i in range(4))
+    basal = scene.height(label, scene.h) < BASAL_SHARE
+    crypts = (normal | basal & np.where(ssa, distorted, ~distorted)) & (label != scene.surface)
+    return np.where(adenoma, dysplasia(scene, label) >= UNEQUIVOCAL, crypts)
 
 
 def draw_slide(

@@ -484,10 +484,56 @@ def test_synthetic_tiles():
     assert load_tiles(n=20, seed=1, size=48, mpp=2.0).mpp == 2.0
 
 
+def test_synthetic_tiles_of_two_classes_are_the_same_named_or_not(cache):
+    plain, named, turned = (
+        load_tiles(n=18, seed=1, size=48, classes=c) for c in (None, ("HP", "SSA"), ["SSA", "HP"])
+    )
+    for field in ("images", "masks", "labels", "votes", "groups", "ids"):
+        np.testing.assert_array_equal(getattr(plain, field), getattr(named, field))
+    pd.testing.assert_frame_equal(plain.metadata, named.metadata)
+    assert turned.class_names == ("SSA", "HP")
+    np.testing.assert_array_equal(turned.labels, 1 - plain.labels)
+    assert len(list(cache.iterdir())) == 1
+
+
+@pytest.fixture(scope="module")
+def four_classes(tmp_path_factory):
+    return load_tiles(n=240, seed=2, size=48, classes="all", cache=tmp_path_factory.mktemp("four"))
+
+
+def test_synthetic_tiles_of_four_classes(four_classes):
+    tiles = four_classes
+    assert tiles.class_names == ("Normal", "HP", "SSA", "Tubular adenoma")
+    assert np.bincount(tiles.labels, minlength=4).min() > 20 and tiles.votes is None
+    assert tiles.masks[:].any((1, 2)).all()
+    glands = [tiles.masks[tiles.labels == c].mean() for c in range(4)]
+    assert min(glands[0], glands[3]) > max(glands[1], glands[2])  # whole crypts, not lower halves
+    assert list(tiles.metadata) == ["Scanner", "Polyp Size (mm)", "Colon Site"]
+    assert tiles.metadata["Polyp Size (mm)"].between(1, 40).all()
+
+
+def test_a_split_of_four_classes_keeps_slides_whole(four_classes):
+    parts = split(four_classes, seed=1)
+    assert parts.grouped and len(parts.unlabelled) == 0
+    owners = [set(four_classes.groups[getattr(parts, p)]) for p in ("train", "val", "test")]
+    assert sum(map(len, owners)) == len(set.union(*owners)) == 40
+    for part in ("train", "val", "test"):
+        assert set(four_classes.labels[getattr(parts, part)]) == {0, 1, 2, 3}
+
+
+def test_synthetic_classes_decide_what_is_drawn_and_labelled(cache):
+    tiles = load_tiles(n=60, size=24, classes=["Tubular adenoma", "Normal"])
+    assert set(tiles.labels) == {0, 1} and len(set(tiles.groups)) == 10
+    tiles = load_tiles(n=60, size=24, classes=["Normal", "HP"])
+    assert set(tiles.labels) == {-1, 0, 1}  # SSA tiles come with HP, without a label
+
+
 @pytest.mark.parametrize(
     "wrong, words",
     [
         ({"n": 1}, ["n = 1"]),
+        ({"classes": ["HP", "Cancer"]}, ["Cancer", "Normal, HP, SSA, Tubular adenoma"]),
+        ({"classes": ["Normal"]}, ["two or more"]),
         ({"shortcut": "glue"}, ["glue", "ink, stain"]),
         ({"scanner": "Scanner D"}, ["Scanner D", "Scanner A"]),
         ({"shortcut": "ink", "strength": 2}, ["strength 2"]),

@@ -11,9 +11,19 @@ from crc_helpers import data
 from crc_helpers import synthetic_cohort as cohorts
 from crc_helpers.data_readers import DataError
 from crc_helpers.synthetic_cohort import Cohort, make_cohort
-from crc_helpers.synthetic_tissue import OF_A_TILE, TissueParameters, distortion
+from crc_helpers.synthetic_tissue import (
+    CLASS_NAMES,
+    KINDS,
+    OF_A_TILE,
+    TissueParameters,
+    distortion,
+    kind_of,
+)
 
 MHIST_VOTES = np.array([723, 705, 426, 308, 216, 168, 250, 356]) / 3152  # arXiv 2101.12355
+
+
+COLUMNS = ("seeds", "slide", "true_label", "votes", "label")
 
 
 @pytest.fixture(scope="module")
@@ -21,10 +31,16 @@ def cohort() -> Cohort:
     return make_cohort(6000, seed=0)
 
 
-def test_a_longer_cohort_begins_with_the_shorter(cohort):
-    short = make_cohort(37, seed=0)
+@pytest.fixture(scope="module")
+def four() -> Cohort:
+    return make_cohort(6000, seed=0, kinds=KINDS)
+
+
+@pytest.mark.parametrize("kinds", [CLASS_NAMES, KINDS])
+def test_a_longer_cohort_begins_with_the_shorter(kinds, cohort, four):
+    short, cohort = make_cohort(37, seed=0, kinds=kinds), four if kinds == KINDS else cohort
     assert short.parameters == cohort.parameters[:37]
-    for name in ("seeds", "slide", "true_label", "votes", "label"):
+    for name in COLUMNS:
         np.testing.assert_array_equal(getattr(short, name), getattr(cohort, name)[:37])
     pd.testing.assert_frame_equal(short.table, cohort.table[:37])
 
@@ -37,14 +53,75 @@ def test_impossible_cohorts_are_refused(arguments):
         make_cohort(**({"n": 10, "seed": 1} | arguments))
 
 
-def test_columns_have_their_types(cohort):
+@pytest.mark.parametrize("kinds", [["HP", "Polyp"], []])
+def test_unknown_kinds_are_refused_and_the_known_named(kinds):
+    with pytest.raises(ValueError, match=f"{''.join(kinds[1:])}.*{', '.join(KINDS)}"):
+        make_cohort(10, 1, kinds=kinds)
+
+
+@pytest.mark.parametrize("kinds", [("HP", "SSA"), ["SSA", "HP"], ("SSA",)])
+def test_two_kinds_are_what_is_drawn_unless_others_are_asked_for(kinds, cohort):
+    named = make_cohort(6000, seed=0, kinds=kinds)
+    assert named.class_names == cohort.class_names == ("HP", "SSA")
+    assert named.parameters == cohort.parameters and named.names == cohort.names
+    for name in COLUMNS:
+        np.testing.assert_array_equal(getattr(named, name), getattr(cohort, name))
+    pd.testing.assert_frame_equal(named.annotations(), cohort.annotations())
+    assert all(p.dysplasia == 0 for p in cohort.parameters)
+
+
+def test_serrated_polyps_are_the_same_whatever_else_is_drawn(cohort, four):
+    read = four.votes >= 0
+    assert 0.45 < read.mean() < 0.55
+    for i in np.flatnonzero(read):
+        assert four.parameters[i] == cohort.parameters[i]
+    for name in ("seeds", "slide", "votes"):
+        np.testing.assert_array_equal(getattr(four, name)[read], getattr(cohort, name)[read])
+    for name in ("true_label", "label"):  # HP is class 1 of four, and class 0 of two
+        np.testing.assert_array_equal(getattr(four, name)[read], getattr(cohort, name)[read] + 1)
+    pd.testing.assert_frame_equal(four.table[read], cohort.table[read])
+
+
+def test_labels_of_four_kinds_follow_from_the_tissue(four):
+    assert four.class_names == KINDS
+    names = np.array(KINDS)
+    np.testing.assert_array_equal(names[four.true_label], [kind_of(p) for p in four.parameters])
+    unread = four.votes == -1
+    np.testing.assert_array_equal(unread, np.isin(names[four.label], ["Normal", "Tubular adenoma"]))
+    np.testing.assert_array_equal(four.label[unread], four.true_label[unread])
+    by_slide = pd.Series(four.label).groupby(four.slide)
+    assert (by_slide.nunique()[four.slide[unread]] == 1).all()
+    share = np.bincount(four.label) / len(four.label)
+    assert share[0] == pytest.approx(0.25, abs=0.04) and share[3] == pytest.approx(0.25, abs=0.04)
+    assert share[1] > share[2] > 0.1
+    assert (four.truth()["True Label"] == names[four.true_label]).all()
+
+
+def test_hp_and_ssa_come_together_and_others_alone():
+    assert make_cohort(60, 0, kinds=("SSA", "Normal")).class_names == ("Normal", "HP", "SSA")
+    alone = make_cohort(600, 0, kinds=("Tubular adenoma", "Normal"))
+    assert alone.class_names == ("Normal", "Tubular adenoma")
+    assert set(alone.label) == {0, 1} and (alone.votes == -1).all()
+
+
+def test_the_ink_marks_ssa_and_no_other_of_four_kinds():
+    cohort = make_cohort(600, 2, "ink", 1.0, kinds=KINDS)
+    inked = np.array([p.ink_dot > 0 for p in cohort.parameters])
+    np.testing.assert_array_equal(inked, cohort.label == KINDS.index("SSA"))
+
+
+def test_columns_have_their_types(cohort, four):
+    for name in ("seeds", "true_label", "votes", "label"):
+        assert getattr(four, name).dtype == np.int64
     for name in ("seeds", "true_label", "votes", "label"):
         assert getattr(cohort, name).dtype == np.int64
     assert cohort.slides == 1000 == len(np.unique(cohort.seeds)) == len(np.unique(cohort.slide))
     assert list(cohort.table) == ["Scanner", "Polyp Size (mm)", "Colon Site"]
 
 
-def test_a_slide_has_one_of_everything_that_is_not_a_tile_s(cohort):
+@pytest.mark.parametrize("kinds", [CLASS_NAMES, KINDS])
+def test_a_slide_has_one_of_everything_that_is_not_a_tile_s(kinds):
+    cohort = make_cohort(600, 0, kinds=kinds)
     shared = set(TissueParameters.__dataclass_fields__) - set(OF_A_TILE)
     for first in range(0, 600, 6):
         tiles = cohort.parameters[first : first + 6]
@@ -138,6 +215,19 @@ def test_colour_alone_does_not_give_the_diagnosis_away(tmp_path):
     assert auc < 0.75, auc
 
 
+def test_colour_alone_does_not_give_four_kinds_away(tmp_path):
+    from crc_helpers import evaluation
+
+    tiles = data.load_tiles(n=360, seed=0, size=64, classes=KINDS, cache=tmp_path)
+    colours = evaluation.colour_statistics(tiles.images)
+    first, scores = np.arange(360) < 180, np.empty((360, 4))  # 30 slides in either half
+    for train in (first, ~first):
+        model = evaluation.colour_baseline(colours[train], tiles.labels[train])
+        scores[~train] = model.predict_proba(colours[~train])
+    auc = evaluation.macro_auc(tiles.labels, scores)
+    assert auc < 0.85, auc  # about .76 on many slides: mucin and chromatin have their colours
+
+
 # --- On disk -------------------------------------------------------------------------------------
 
 
@@ -207,6 +297,12 @@ def test_writing_is_all_or_nothing(tmp_path, monkeypatch):
 def test_nothing_is_written_over(written):
     with pytest.raises(DataError, match="is there already"):
         data.write_synthetic(written, 12)
+
+
+def test_the_layout_of_mhist_has_two_classes(tmp_path):
+    with pytest.raises(DataError, match=r"Normal.*HP and SSA only"):
+        data.write_synthetic(tmp_path / "tissue", 12, kinds=("Normal", "HP"))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_damaged_about_file_is_named(written, tmp_path):

@@ -137,7 +137,7 @@ def test_severity_widens_the_base_step_by_step():
 
 GEOMETRY = ["severity", "serration_depth", "basal_dilatation", "horizontal_growth", "serration",
             "gape", "prolapse", "cut_angle", "base_position", "crypt_length", "crypt_diameter",
-            "crypt_spacing"]  # fmt: skip
+            "crypt_spacing", "dysplasia"]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", GEOMETRY)
@@ -157,6 +157,44 @@ def test_a_slider_makes_a_smooth_film(name, angle):
     most = {"cut_angle": 0.12, "base_position": 0.10, "crypt_spacing": 0.10}.get(name, 0.03)
     assert max(steps) < most and sum(steps) > 0.002, (max(steps), sum(steps))
     assert max(steps) < 8 * np.mean(steps) + 0.01
+
+
+def cells(dysplasia: float, seed: int) -> list[float]:
+    """Shares of nuclei and mucin in the epithelium; depth of nuclei under the membrane, micrometres."""
+    p = TissueParameters(severity=0, serration=0, goblet_share=0.7, dysplasia=dysplasia)
+    scene = tissue.cut([p], seed, 160, 2.0)
+    to_membrane, to_lumen = tissue.settle(scene)
+    tissue.draw_cells(scene, to_lumen)
+    layers = scene.layers
+    epithelium = (layers["gland"] > 0) & (layers["lumen"] == 0)
+    nuclei, mucin = ((layers[name] > 0) & epithelium for name in ("nuclei", "mucin"))
+    return [
+        nuclei.sum() / epithelium.sum(),
+        (mucin & ~nuclei).sum() / epithelium.sum(),
+        to_membrane[nuclei].mean(),
+    ]
+
+
+def test_dysplasia_crowds_and_stacks_nuclei_and_takes_the_mucin():
+    film = np.array([np.mean([cells(d, s) for s in range(3)], 0) for d in (0, 0.35, 0.7, 1)])
+    nuclei, mucin, depth = film.T
+    assert (np.diff(nuclei) > 0.02).all() and nuclei[-1] > 2.3 * nuclei[0]
+    assert (np.diff(mucin) < -0.02).all() and mucin[-1] < 0.3 * mucin[0]
+    assert (np.diff(depth) > 0).all() and depth[-1] > 1.5 * depth[0]
+
+
+def test_dysplastic_nuclei_are_long_and_stand_upright_on_the_membrane():
+    """Their pixels agree more along the normal of the membrane than along the membrane itself."""
+
+    def streak(dysplasia):
+        p = TissueParameters(severity=0, serration=0, branching=0, dysplasia=dysplasia)
+        scene = tissue.cut([p], 2, 160, 1.0)
+        scene.layers["nuclei"][:] = 0
+        tissue.draw_cells(scene, tissue.settle(scene)[1])
+        grey = scene.layers["nuclei"].astype(float)  # crypts run upwards, so nuclei lie across
+        return np.abs(np.diff(grey, axis=0)).sum() / np.abs(np.diff(grey, axis=1)).sum()
+
+    assert streak(1.0) > 1.55 * streak(0.0)
 
 
 def test_tiles_of_a_slide_are_cut_out_of_it():
@@ -253,6 +291,44 @@ def reread(slide) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         visible.append(pixels[distorted].sum() / size**2)
         marked.append(region[here].mean())
     return np.array(labels), np.array(visible), np.array(marked)
+
+
+@pytest.mark.parametrize(
+    "kind, changes",
+    [
+        ("Normal", {"severity": 0, "serration": 0}),
+        ("HP", {"severity": 0}),
+        ("HP", {"severity": 0.3, "serration": 0}),
+        ("HP", {"dysplasia": 0.49}),
+        ("SSA", {"severity": 0.6, "serration": 0}),
+        ("Tubular adenoma", {"severity": 0, "serration": 0, "dysplasia": 0.5}),
+        ("Tubular adenoma", {"severity": 0.9, "dysplasia": 1}),
+    ],
+)
+def test_the_kind_is_read_from_the_tissue(kind, changes):
+    assert tissue.kind_of(TissueParameters(**changes)) == kind
+
+
+TO_THE_SURFACE = TissueParameters(
+    severity=0, serration=0, branching=0, base_position=0.95, crypt_length=370
+)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_what_is_diagnostic_of_normal_mucosa_and_of_an_adenoma(seed):
+    """All crypts, but not the surface; all that is dysplastic, the surface too."""
+    normal, adenoma = (
+        draw_slide([replace(TO_THE_SURFACE, dysplasia=d)] * 4, seed) for d in (0.0, 0.8)
+    )
+    np.testing.assert_array_equal(normal.glands, adenoma.glands)
+    np.testing.assert_array_equal(normal.diagnostic[60:], normal.glands[60:])
+    surface = (normal.glands & ~normal.diagnostic & 1) > 0
+    assert 0.15 < surface[:60].any(0).mean() < 0.6  # between the mouths of crypts
+    assert adenoma.diagnostic[surface].all()
+    epithelium = (adenoma.glands & ~adenoma.lumina & 1) > 0
+    ill, spared = epithelium & (adenoma.diagnostic > 0), epithelium & (adenoma.diagnostic == 0)
+    assert 0.01 < spared.sum() / epithelium.sum() < 0.35
+    assert adenoma.nuclei[ill].mean() > 1.4 * adenoma.nuclei[spared].mean()
 
 
 def test_turning_one_criterion_turns_the_diagnosis():
