@@ -44,6 +44,8 @@ from crc_helpers.runs import (
     save_table,
     save_weights,
 )
+from crc_helpers.synthetic_cohort import make_cohort
+from crc_helpers.synthetic_tissue import KINDS
 
 FOLDER = ROOT / "studies"
 FIRST_SEED = 200  # of the cohorts: none that the course was developed on
@@ -56,14 +58,14 @@ class Recipe:
     n_tiles: int = 1000  # drawn tissue only
     size: int = 64  # side of a view, pixels
     backbone: str = "resnet8"
-    pretrain_epochs: int = 20
+    pretrain_epochs: int = 10
     pretrain_batch: int = 64
     pretrain_lr: float = 1e-3
     temperature: float = 0.2
     head: str = "linear"
     views: Views = VIEWS["tissue"]
     objective: str = "NT-Xent"
-    steps: int = 200  # of labelled training, whatever the number of labels
+    steps: int = 120  # of labelled training, whatever the number of labels
     batch: int = 32
     rates: tuple[float, ...] = (3e-4, 1e-3)  # tried by each arm, chosen on validation
 
@@ -143,9 +145,19 @@ class Trial:
         return encoder
 
     @cached_property
+    def many(self) -> "Trial":
+        """The same on all classes: four kinds of drawn tissue, or all that the real tiles have."""
+        return replace(self, classes=KINDS if self.data == "synthetic" else "all")
+
+    @cached_property
     def known(self) -> Tensor:
         """What the pre-trained encoder says of all tiles, float32 (N, D)."""
         return self.features(self.pretrained(), np.arange(len(self.tiles)))
+
+    @cached_property
+    def known_untrained(self) -> Tensor:
+        """What a random encoder says of all tiles, float32 (N, D)."""
+        return self.features(self.random_encoder(), np.arange(len(self.tiles)))
 
     def features(self, encoder: nn.Module, index: np.ndarray) -> Tensor:
         """What an encoder says of some tiles, float32 (N, D)."""
@@ -311,7 +323,7 @@ FACTORS: dict[str, tuple] = {
     "crop": (0.08, 0.7),  # the smallest share of the tile's area kept
     "stain": (0.0, 0.7),
     "pretrain_batch": (32, 128),
-    "pretrain_epochs": (5, 40),
+    "pretrain_epochs": (5, 20),
     "tiles": ("balanced", "balanced and the rest", "test tiles too"),
 }
 
@@ -451,7 +463,6 @@ def backbones_row(t: Trial, network: str) -> dict:
     return start.score(start.train(start.random_encoder))
 
 
-KINDS = ("Normal", "HP", "SSA", "Tubular adenoma")
 CLASS_ARMS = ("colour only", "pre-trained, probe", "from scratch", "pre-trained, fine-tuned")
 
 
@@ -463,10 +474,45 @@ def classes_plan(seeds: int) -> Iterable[dict]:
 
 def classes_row(t: Trial, arm: str) -> dict:
     """One arm on all classes: macro averages, and the confusion matrix, rows truth."""
-    many = replace(t, classes=KINDS if t.data == "synthetic" else "all")
+    many = t.many
     y, found = many.labels(many.parts.test), fit(many, arm)(many.parts.test)
     counts = confusion_matrix(y, found.argmax(axis=1), labels=range(len(many.tiles.class_names)))
     return scores(y, found) | {"confusion": json.dumps(counts.tolist())}
+
+
+QUESTIONS = ("tube or ring?", "which scanner?", "adenoma or not?", "HP or SSA?")
+
+
+def questions_plan(seeds: int) -> Iterable[dict]:
+    """One encoder, trained without labels, and several questions to it: which does it answer?"""
+    encoders = ("pre-trained", "random")
+    for seed, encoder, question, fraction in itertools.product(
+        range(seeds), encoders, QUESTIONS, (0.1, 1.0)
+    ):
+        yield {"seed": seed, "question": question, "fraction": fraction, "encoder": encoder}
+
+
+def questions_row(t: Trial, question: str, fraction: float, encoder: str) -> dict:
+    """A probe's AUC for one question, on four kinds of drawn tissue, with a share of the labels."""
+    t = t.many
+    cohort = make_cohort(t.recipe.n_tiles, FIRST_SEED + t.seed, kinds=KINDS)
+    kind = t.tiles.labels
+    answers = {
+        "tube or ring?": np.array([p.cut_angle > 45 for p in cohort.parameters]),
+        "which scanner?": (t.tiles.metadata["Scanner"] == "Scanner B").to_numpy(),
+        "adenoma or not?": kind == KINDS.index("Tubular adenoma"),
+        "HP or SSA?": kind == KINDS.index("SSA"),
+    }
+    y = answers[question].astype(int)
+    serrated = np.isin(kind, [KINDS.index("HP"), KINDS.index("SSA")])
+    asked = serrated if question == "HP or SSA?" else np.ones(len(kind), bool)
+    train, val, test = (p[asked[p]] for p in (t.parts.train, t.parts.val, t.parts.test))
+    train = train[claims.labelled_subset(y[train], fraction, t.seed)]
+    known = (
+        t.known if encoder == "pre-trained" else t.features(t.random_encoder(), np.arange(len(y)))
+    )
+    probe = linear_probe(known[train], y[train], known[val], y[val])
+    return {"labels": len(train)} | scores(y[test], probe.predict_proba(known[test].numpy()))
 
 
 def metadata_plan(seeds: int) -> Iterable[dict]:
@@ -524,6 +570,7 @@ STUDIES: dict[str, tuple[Callable[[int], Iterable[dict]], Callable[..., dict]]] 
     "site": (site_plan, site_row),
     "backbones": (backbones_plan, backbones_row),
     "classes": (classes_plan, classes_row),
+    "questions": (questions_plan, questions_row),
     "metadata": (metadata_plan, metadata_row),
     "splits": (splits_plan, splits_row),
 }

@@ -19,7 +19,15 @@ import torch.nn.functional as F
 from lightning.fabric import Fabric
 from PIL import Image
 
-from crc_helpers import augmentation, evaluation, fine_tuning, grad_cam, models, pretraining
+from crc_helpers import (
+    augmentation,
+    claims_on_trial,
+    evaluation,
+    fine_tuning,
+    grad_cam,
+    models,
+    pretraining,
+)
 from crc_helpers.course import NOTEBOOKS, PRESETS, lesson_files, main, parameters_of, read_settings
 from crc_helpers.synthetic_cohort import make_cohort
 
@@ -52,8 +60,8 @@ def shown(number: int, **given):
 # --- form ----------------------------------------------------------------------------------------
 
 
-def test_there_are_six_lessons_in_order():
-    assert [f.name[:2] for f in LESSONS[:6]] == ["01", "02", "03", "04", "05", "06"]
+def test_lessons_are_numbered_without_a_gap():
+    assert [int(f.name[:2]) for f in LESSONS] == list(range(1, len(LESSONS) + 1))
 
 
 @each_lesson
@@ -240,6 +248,23 @@ def test_grad_cam_shown_is_grad_cam_shared():
     raw = lesson["weighted_sum"](lesson["channel_weights"](gradient), activations).relu()
     shared = grad_cam.grad_cam(model, images, 2, "layer2")
     torch.testing.assert_close(raw.detach(), shared.maps, atol=1e-6, rtol=1e-4)
+
+
+def test_losses_and_tests_shown_in_lesson_07_are_those_shared():
+    lesson, rng = shown(7), np.random.default_rng(0)
+    z1, z2, p1, p2 = (torch.from_numpy(rng.standard_normal((12, 8), np.float32)) for _ in range(4))
+    labels = torch.from_numpy(rng.integers(0, 3, 12))
+    for name, given in {
+        "moco_loss": (z1, z2, p1, 0.2), "simsiam_loss": (p1, p2, z1, z2),
+        "barlow_twins_loss": (z1, z2), "sup_con_loss": (z1, z2, labels, 0.3),
+    }.items():  # fmt: skip
+        torch.testing.assert_close(
+            lesson[name](*given), getattr(claims_on_trial, name)(*given), atol=1e-4, rtol=1e-4
+        )
+    first, second = rng.random((2, 90)) < 0.7
+    assert lesson["mcnemar"](first, second) == claims_on_trial.mcnemar_test(first, second)
+    p = rng.random(6) / 5
+    np.testing.assert_allclose(lesson["holm"](p), claims_on_trial.holm(p))
 
 
 def test_cross_entropy_by_hand_is_torchs():

@@ -135,6 +135,9 @@ def test_few_labels_take_as_many_steps_as_many(t, monkeypatch):
         ("recipe", {"factor": "tiles", "value": "balanced"}, "knn"),
         ("recipe", {"factor": "tiles", "value": "test tiles too"}, "knn"),
         ("metadata", {}, "both"),
+        ("classes", {"arm": "pre-trained, probe"}, "auc"),
+        *(("questions", {"question": q, "fraction": 1.0, "encoder": "random"}, "auc")
+          for q in studies.QUESTIONS),
         ("splits", {"scheme": "by tile", "split": 3}, "accuracy"),
         ("splits", {"scheme": "by slide", "split": 3}, "accuracy"),
         *(("baselines", {"arm": a}, "auc") for a in studies.BASELINES if "Inception" not in a),
@@ -146,6 +149,9 @@ def test_few_labels_take_as_many_steps_as_many(t, monkeypatch):
 )  # fmt: skip
 def test_every_kind_of_row_is_measured(t, name, key, expected):
     found = studies.STUDIES[name][1](t, **key)
+    if name == "classes":
+        counts = json.loads(found.pop("confusion"))
+        assert np.sum(counts) == len(t.many.parts.test) and np.shape(counts) == (4, 4)
     for column, value in found.items():
         high = (
             256
