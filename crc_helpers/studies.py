@@ -187,7 +187,7 @@ class Trial:
         r = recipe or self.recipe
         index = self.parts.train if labelled is None else labelled
         # Few tiles recur, each time as another view, so that all arms are validated about as often.
-        index = np.sort(np.resize(index, max(len(index), r.batch * r.steps // 10)))
+        index = np.sort(np.resize(index, max(len(index), r.batch * max(1, r.steps // 10))))
         best, kept = np.inf, None
         for rate in r.rates:
             encoder = start()
