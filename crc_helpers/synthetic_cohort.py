@@ -205,9 +205,9 @@ def make_cohort(
     dot in the corner of the tile; "stain", a bluer stain of the slide, by the polyp's kind. Of the
     SSA a share (1 + strength) / 2 carries it, of the rest (1 - strength) / 2: 1 gives every label
     away, 0 says nothing, -1 misleads. `scanner` puts all slides on one of SITES. `kinds`: which of
-    KINDS the polyps are of, in any order, an equal share each; HP and SSA come together, as two
-    equal shares of the same serrated polyps, because readers tell their tiles apart one by one.
-    Raises ValueError.
+    KINDS the polyps are of, in any order, an equal share each. HP and SSA come together, and share
+    what is due to both as in a cohort of these two: readers tell the tiles of a serrated polyp
+    apart one by one. Raises ValueError.
     """
     if n < 1:
         raise ValueError(f"n = {n} must be at least 1")

@@ -21,7 +21,7 @@ import numpy as np
 CLASS_NAMES = ("HP", "SSA")
 KINDS = ("Normal", "HP", "SSA", "Tubular adenoma")
 UNEQUIVOCAL = 0.5  # distortion, or dysplasia, from which a crypt alone makes the diagnosis
-SERRATED = 0.1  # height of teeth, or distortion, below which a mucosa is normal
+WITHIN_NORMAL = 0.1  # serration and distortion below which a mucosa is normal
 # The lower half of a crypt is diagnostic: there HP is straight, narrow and not serrated, and all
 # that the rule counts shows there: dilatation, sideways growth, serration where none belongs.
 BASAL_SHARE = 0.5
@@ -179,7 +179,7 @@ def kind_of(parameters: TissueParameters) -> str:
     worst = distortion(parameters)
     if parameters.dysplasia >= UNEQUIVOCAL:
         return "Tubular adenoma"
-    if max(worst, parameters.serration) < SERRATED:
+    if max(worst, parameters.serration) < WITHIN_NORMAL:
         return "Normal"
     return CLASS_NAMES[diagnose([worst])]
 

@@ -160,7 +160,7 @@ def test_a_slider_makes_a_smooth_film(name, angle):
 
 
 def cells(dysplasia: float, seed: int) -> list[float]:
-    """Of the epithelium: shares of nuclei and mucin; mean depth of nuclei from the membrane, px."""
+    """Of the epithelium: shares of nuclei and mucin; mean depth of nuclei, micrometres."""
     p = TissueParameters(severity=0, serration=0, goblet_share=0.7, dysplasia=dysplasia)
     scene = tissue.cut([p], seed, 160, 2.0)
     to_membrane, to_lumen = tissue.settle(scene)
@@ -178,7 +178,7 @@ def cells(dysplasia: float, seed: int) -> list[float]:
 def test_dysplasia_crowds_and_stacks_nuclei_and_takes_the_mucin():
     film = np.array([np.mean([cells(d, s) for s in range(3)], 0) for d in (0, 0.35, 0.7, 1)])
     nuclei, mucin, depth = film.T
-    assert (np.diff(nuclei) > 0.02).all() and nuclei[-1] > 1.8 * nuclei[0]
+    assert (np.diff(nuclei) > 0.02).all() and nuclei[-1] > 2.3 * nuclei[0]
     assert (np.diff(mucin) < -0.02).all() and mucin[-1] < 0.3 * mucin[0]
     assert (np.diff(depth) > 0).all() and depth[-1] > 1.5 * depth[0]
 
@@ -194,7 +194,7 @@ def test_dysplastic_nuclei_are_long_and_stand_upright_on_the_membrane():
         grey = scene.layers["nuclei"].astype(float)  # crypts run upwards, so nuclei lie across
         return np.abs(np.diff(grey, axis=0)).sum() / np.abs(np.diff(grey, axis=1)).sum()
 
-    assert streak(1.0) > 1.4 * streak(0.0)
+    assert streak(1.0) > 1.55 * streak(0.0)
 
 
 def test_tiles_of_a_slide_are_cut_out_of_it():
