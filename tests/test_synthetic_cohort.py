@@ -225,7 +225,7 @@ def test_colour_alone_does_not_give_four_kinds_away(tmp_path):
         model = evaluation.colour_baseline(colours[train], tiles.labels[train])
         scores[~train] = model.predict_proba(colours[~train])
     auc = evaluation.macro_auc(tiles.labels, scores)
-    assert auc < 0.85, auc  # about .76 on many slides: mucin and chromatin have their colours
+    assert auc < 0.85, auc  # about .78 on 240 slides: mucin and chromatin have their colours
 
 
 # --- On disk -------------------------------------------------------------------------------------

@@ -160,7 +160,7 @@ def test_a_slider_makes_a_smooth_film(name, angle):
 
 
 def cells(dysplasia: float, seed: int) -> list[float]:
-    """Shares of nuclei and mucin in the epithelium; depth of nuclei under the membrane, micrometres."""
+    """Of the epithelium: shares of nuclei and mucin; mean depth of nuclei, micrometres."""
     p = TissueParameters(severity=0, serration=0, goblet_share=0.7, dysplasia=dysplasia)
     scene = tissue.cut([p], seed, 160, 2.0)
     to_membrane, to_lumen = tissue.settle(scene)
