@@ -197,6 +197,10 @@ def pretrain(
     Raises ValueError for fewer tiles than a batch, or a batch that the processes cannot share
     evenly; FloatingPointError for a loss that is no number.
     """
+    if batch < 2 or epochs < 1:
+        raise ValueError(
+            f"PRETRAIN_BATCH is {batch}, PRETRAIN_EPOCHS {epochs}: at least 2 and 1 are needed"
+        )
     if len(images) < batch:
         raise ValueError(
             f"{len(images)} tiles are fewer than one batch of {batch}: lower PRETRAIN_BATCH"

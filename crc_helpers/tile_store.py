@@ -5,6 +5,7 @@
 process's own memory for as long as the system has no other use for them.
 """
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -35,11 +36,13 @@ class TileStore:
         for number, file in enumerate(self.files):
             with file.open("rb") as opened:
                 npy.read_magic(opened)
-                shape, _, dtype = npy.read_array_header_1_0(opened)
+                shape, fortran, dtype = npy.read_array_header_1_0(opened)
                 self.start = opened.tell()  # of the first tile: headers are of one length
             self.tile_bytes = int(np.prod(shape[1:]))
-            whole = file.stat().st_size == self.start + shape[0] * self.tile_bytes
-            if file != _file(folder, name, number) or dtype != self.dtype or not whole:
+            whole = file.stat().st_size == self.start + math.prod(shape)
+            alike = len(shape) > 1 and shape[1:] == shapes[0][1:] if shapes else len(shape) > 1
+            whole &= alike and not fortran and dtype == self.dtype
+            if file != _file(folder, name, number) or not whole:
                 raise ValueError(f"{file} is not a whole shard of tiles, or one before it is gone")
             shapes.append(shape)
         total = sum(shape[0] for shape in shapes)
