@@ -145,7 +145,8 @@ def _run(
         start, there = time.perf_counter(), _artefacts(out)
         if status := _execute(file, out, mine):
             return status
-        left = {k: v for k, v in _artefacts(out).items() if there.get(k) != v}
+        left = {name: file_hash(out / name)
+                for name, when in _artefacts(out).items() if there.get(name) != when}  # fmt: skip
         done[file.stem] = {"mark": mark, "seconds": round(time.perf_counter() - start, 1),
                            "parameters": kept, "files": left}  # fmt: skip
         save_json(record, done)
@@ -158,11 +159,11 @@ def _run(
     return 0
 
 
-def _artefacts(out: Path) -> dict[str, str]:
-    """SHA-256 of the results in a run folder; `_complete_metrics` adds to the metrics later."""
-    files = [path for path in out.glob("[!.]*") if path.suffix in ARTEFACTS]
-    own = ("lessons.json", "metrics.json")
-    return {path.name: file_hash(path) for path in sorted(files) if path.name not in own}
+def _artefacts(out: Path) -> dict[str, int]:
+    """Results in a run folder and when they were written (ns)."""
+    own = ("lessons.json", "metrics.json")  # `_complete_metrics` adds to these later
+    files = [f for f in out.glob("[!.]*") if f.suffix in ARTEFACTS and f.name not in own]
+    return {file.name: file.stat().st_mtime_ns for file in sorted(files)}
 
 
 def _changed(out: Path, files: dict[str, str]) -> str:

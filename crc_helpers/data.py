@@ -35,11 +35,10 @@ from crc_helpers.runs import (
     start_file,
     work_on,
 )
-from crc_helpers.tile_store import TileStore
+from crc_helpers.tile_store import HASHES, TileStore
 
 NEAR_LIMIT = 20_000  # tiles compared each with each; a few seconds
 SCHEMES = ("auto", "paper", "random")
-HASHES = "hashes.json"  # of the files in a cache folder
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,6 +4,7 @@ A reader lists what lies on disk and checks it; `data.py` decodes the list into 
 is wrong ends in a `DataError` of one line: the file or value, what was expected, what to do.
 """
 
+import glob
 import hashlib
 import io
 import json
@@ -11,6 +12,7 @@ import os
 import re
 import shutil
 import stat
+import uuid
 import warnings
 import zipfile
 import zlib
@@ -165,15 +167,16 @@ def whole_folder(final: Path) -> Iterator[Path | None]:
 
     One process at a time fills it; others wait. What a killed one has left goes first.
     """
-    unfinished = final.with_name(f".{final.name}.part")
+    unfinished = final.with_name(f".{final.name}.{uuid.uuid4().hex[:8]}")
     final.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(final.with_name(f".{final.name}.lock")):  # a dead process holds none
         if final.is_dir():  # another process was faster, and made the same
             yield None
             return
         try:
-            shutil.rmtree(unfinished, ignore_errors=True)
-            unfinished.mkdir(parents=True)
+            for left in final.parent.glob(f".{glob.escape(final.name)}.{'[0-9a-f]' * 8}"):
+                shutil.rmtree(left, ignore_errors=True)
+            unfinished.mkdir()
             yield unfinished
             unfinished.rename(final)
         finally:

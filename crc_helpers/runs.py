@@ -1,6 +1,7 @@
 """Seeds, device, precision, checkpoints and the folder that a run leaves its results in."""
 
 import contextlib
+import functools
 import glob
 import hashlib
 import io
@@ -10,14 +11,14 @@ import os
 import platform
 import tempfile
 import time
-from collections.abc import Iterator
-from functools import cache
+from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
+import torch.distributed as dist
 from filelock import FileLock, Timeout
 from lightning.fabric import Fabric, seed_everything
 from safetensors import SafetensorError, safe_open
@@ -91,19 +92,32 @@ def only_one(path: Path, patience: float = 0) -> Iterator[None]:
     Raises RunError where another process holds it.
     """
     lock = FileLock(path.with_name(f".{path.name}.lock"))
-    try:
-        with writing(path.parent):
-            path.parent.mkdir(parents=True, exist_ok=True)
+    with writing(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
             lock.acquire(timeout=patience)
-    except Timeout:
-        raise RunError(
-            f"another process is writing {path}: wait until it ends, or choose another folder"
-            " (RUN, --out)"
-        ) from None
+        except Timeout:
+            raise RunError(
+                f"another process is writing {path}: wait until it ends, or choose another folder"
+                " (RUN, --out)"
+            ) from None
     try:
         yield
     finally:
         lock.release()
+
+
+def one_writer(train: Callable) -> Callable:
+    """Decorate a function that trains: one process at a time may do so into a `checkpoint`."""
+
+    @functools.wraps(train)
+    def locked(*arguments: Any, checkpoint: Path | None = None, **settings: Any) -> Any:
+        alone = checkpoint and not (dist.is_initialized() and dist.get_rank())
+        # A kernel outlives the program that started it by a second or two.
+        with only_one(checkpoint, patience=5) if alone else contextlib.nullcontext():
+            return train(*arguments, checkpoint=checkpoint, **settings)
+
+    return locked
 
 
 @contextlib.contextmanager
@@ -178,7 +192,7 @@ def as_text(table: pd.DataFrame) -> pd.DataFrame:
     return table.map(lambda v: f"'{v}" if isinstance(v, str) and v.startswith(FORMULA) else v)
 
 
-@cache
+@functools.cache
 def training_code() -> str:
     """Return the SHA-256 of each module that decides what training does."""
     names = ("augmentation", "fine_tuning", "models", "pretraining")

@@ -5,6 +5,7 @@
 process's own memory for as long as the system has no other use for them.
 """
 
+import hashlib
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.lib import format as npy
 
+HASHES = "hashes.json"  # beside the shards: size and SHA-256 of each file of their folder
 SHARD = 4096  # tiles in a file: 617 MB at 224 px
 
 
@@ -101,6 +103,15 @@ class TileStore:
             with self.files[number].open(mode, buffering=0) as opened:
                 for i in np.flatnonzero(shard == number):
                     yield self.start + int(within[i]) * self.tile_bytes, opened, int(i)
+
+
+def content_hash(tiles: np.ndarray | TileStore) -> str:
+    """A hash of tiles: of an array's bytes; of a store, what was noted when it was written."""
+    if not isinstance(tiles, TileStore):
+        return hashlib.sha256(np.ascontiguousarray(tiles).data).hexdigest()
+    noted = tiles.folder / HASHES
+    found = [noted.read_bytes()] if noted.is_file() else [f.read_bytes() for f in tiles.files]
+    return hashlib.sha256(b"".join([*found, tiles.rows.tobytes()])).hexdigest()
 
 
 def _file(folder: Path, name: str, number: int) -> Path:
