@@ -205,7 +205,7 @@ def pretrain(arguments: argparse.Namespace) -> int:
     p = {**first, **third, **_settings(arguments, parameters)}
     run = run_folder(p["RUN"])
     world = arguments.devices * arguments.num_nodes
-    if world < 1 or p["PRETRAIN_BATCH"] % world:
+    if world < 1 or p["PRETRAIN_BATCH"] < 2 or p["PRETRAIN_BATCH"] % world:
         raise UsageError(
             f"PRETRAIN_BATCH is {p['PRETRAIN_BATCH']}: {world} processes cannot share it evenly"
         )

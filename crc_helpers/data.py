@@ -98,6 +98,10 @@ def load_tiles(
     `synthetic_cohort.make_cohort`; `mpp` is what they are drawn at, by default 448 µm a tile.
     Raises DataError, one line, for anything that is wrong with the data.
     """
+    known = readers.SYNTHETIC if name == "synthetic" else readers.SOURCES.get(name, readers.FOLDER)
+    known = getattr(known, "about", known).class_names
+    if classes and known:  # said before minutes of drawing or decoding
+        _choose_classes(classes, known)
     if name == "synthetic":
         plan = {"n": n, "seed": seed, "shortcut": shortcut, "strength": strength}
         plan |= {"scanner": scanner}

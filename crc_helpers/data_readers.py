@@ -72,6 +72,8 @@ class DataError(ValueError):
 
     def __init__(self, message: str):
         line = " ".join(message.split())
+        if len(line) > 1000:  # a cell of a table may hold anything
+            line = f"{line[:500]} … {line[-400:]}"
         # A file name may hold what a terminal obeys, or what is no Unicode.
         super().__init__("".join(c if c.isprintable() else ascii(c)[1:-1] for c in line))
 
@@ -146,7 +148,13 @@ def _scan_folder(root: Path, folder: str) -> tuple[list[str], list[str]]:
 
 
 def _inside(root: Path, path: Path) -> Path:
-    if not path.resolve().is_relative_to(root.resolve()):
+    try:
+        inside = path.resolve().is_relative_to(root.resolve())
+    except (OSError, RuntimeError):
+        raise DataError(
+            f"{path}: a link to itself; copy the file into the folder instead"
+        ) from None
+    if not inside:
         raise DataError(f"{path}: a link that leaves {root}; copy the file into the folder instead")
     return path
 

@@ -37,8 +37,11 @@ class TileStore:
         shapes = []
         for number, file in enumerate(self.files):
             with file.open("rb") as opened:
-                npy.read_magic(opened)
-                shape, fortran, dtype = npy.read_array_header_1_0(opened)
+                try:
+                    npy.read_magic(opened)
+                    shape, fortran, dtype = npy.read_array_header_1_0(opened)
+                except Exception as error:  # of a damaged header, it may be any
+                    raise ValueError(f"{file} has no header of a shard ({error})") from None
                 self.start = opened.tell()  # of the first tile: headers are of one length
             self.tile_bytes = int(np.prod(shape[1:]))
             whole = file.stat().st_size == self.start + math.prod(shape)
