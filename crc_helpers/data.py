@@ -429,8 +429,9 @@ def split(
 def _balance(labels: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Discard random tiles of the larger classes until all are as small as the smallest."""
     classes = [np.flatnonzero(labels == label) for label in range(labels.max() + 1)]
-    fewest = min(map(len, classes))
-    discarded = np.concatenate([rng.permutation(members)[fewest:] for members in classes])
+    fewest = min(map(len, classes), default=0)
+    larger = [rng.permutation(members)[fewest:] for members in classes]
+    discarded = np.concatenate([np.empty(0, np.int64), *larger])
     return np.setdiff1d(np.arange(len(labels)), discarded), np.sort(discarded)
 
 
