@@ -62,7 +62,8 @@ def downloading(inputs: Path, out: Path) -> None:
 
 def drawing(inputs: Path, out: Path) -> None:
     """`crc-course data prepare synthetic`, with its own worker processes."""
-    data.prepare("synthetic", out / "tissue", n=16, seed=0)
+    if not (out / "tissue").exists():  # which it would say, and stop; killed as it was done
+        data.prepare("synthetic", out / "tissue", n=16, seed=0)
     get_reusable_executor().shutdown()  # a forked process would wait for its workers to tire
 
 

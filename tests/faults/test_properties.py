@@ -181,7 +181,8 @@ def test_the_batch_that_made_a_loss_nan_is_kept(coloured_tiles, fabric, tmp_path
         FloatingPointError, match=r"epoch 1 .*since batch 2.*kept in .*FINE_TUNE_LR"
     ):
         fine_tune(Classifier(Encoder("resnet8"), 2), coloured_tiles, np.arange(16) % 2, *none,
-                  VIEWS["gentle"], fabric, checkpoint=tmp_path / "run.ckpt", **SETTINGS)  # fmt: skip
+                  VIEWS["gentle"], fabric, checkpoint=tmp_path / "run.ckpt",
+                  **SETTINGS)  # fmt: skip
     with np.load(tmp_path / "run_bad_batch.npz") as kept:
         assert (kept["epoch"], kept["step"]) == (1, 1)
         np.testing.assert_array_equal(kept["images"], coloured_tiles[kept["index"]])
