@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help course lab test test-fast test-browser lint bench notebooks clean
+.PHONY: help course lab test test-fast test-browser test-faults fuzz lint bench notebooks clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -29,6 +29,12 @@ test: $(INSTALLED)  ## run every test, the notebooks among them
 
 test-fast: $(INSTALLED)  ## run the tests that need no training and no notebook
 	$(BIN)/python -m pytest -m 'not slow'
+
+test-faults: $(INSTALLED)  ## kills, bad input, long use: the full count, half an hour (make test has a sample)
+	CRC_FAULTS=1 $(BIN)/python -m pytest -rP tests/faults
+
+fuzz: $(INSTALLED)  ## ten minutes of damaged images and tables
+	$(BIN)/python -W ignore tests/faults/fuzz.py --minutes 10
 
 test-browser: $(INSTALLED)  ## operate every explorer in JupyterLab; needs Chromium on the PATH
 	CRC_BROWSER=1 $(BIN)/python -m pytest tests/test_browser.py

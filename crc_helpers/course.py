@@ -22,14 +22,18 @@ from crc_helpers.runs import (
     RunError,
     atomic_path,
     device_name,
+    file_hash,
     fingerprint,
     has_fast_bf16,
+    only_one,
+    read_json,
     run_folder,
     save_json,
     versions,
     write_weights,
 )
 
+ARTEFACTS = (".json", ".csv", ".safetensors", ".npz")  # a notebook may be opened, and so changed
 NOTEBOOKS = ROOT / "notebooks"
 PRESETS = ROOT / "presets"
 
@@ -99,33 +103,52 @@ def _value(pair: str, text: str) -> Any:
 
 def run(arguments: argparse.Namespace) -> int:
     """Execute lessons in order into a run folder; skip what is done with the same parameters."""
-    from crc_helpers.data import load_tiles  # imports of seconds wait until they are needed
-
     lessons = lesson_files(arguments.lessons)
     parameters = {file: parameters_of(file) for file in lesson_files()}
     settings = _settings(arguments, parameters)
     out = run_folder(settings["RUN"])
+    with only_one(out / "lessons"):
+        return _run(arguments, lessons, parameters, settings, out)
+
+
+def _run(
+    arguments: argparse.Namespace,
+    lessons: list[Path],
+    parameters: dict[Path, dict],
+    settings: dict[str, Any],
+    out: Path,
+) -> int:
+    from crc_helpers.data import load_tiles  # imports of seconds wait until they are needed
+
     first = {**parameters[lesson_files()[0]], **settings}
     if lessons[0] == lesson_files()[0]:  # bad data is said here, in one line, and not from a cell
         load_tiles(first["DATA"], first["DATA_ROOT"], classes=first["CLASSES"], n=first["N_TILES"],
                    seed=first["SEED"])  # fmt: skip
     record = out / "lessons.json"
-    done = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
+    done = read_json(record) if record.is_file() else {}
     code = fingerprint(code={f.name: f.read_text(encoding="utf-8") for f in _sources()})
     mark = ""
     for file, literals in parameters.items():
         mine = {name: settings[name] for name in literals if name in settings}
         # Each lesson's mark holds the one before: a change runs all that builds on it again.
         mark = fingerprint(before=mark, parameters=mine, notebook=_code_of(file), code=code)
+        before = done.get(file.stem, {})
+        kept = {name: value for name, value in mine.items() if name != "RUN"}  # folders may move
         if file not in lessons:
+            _require_same(out, file.stem, before.get("parameters", kept), kept)
             continue
-        if done.get(file.stem, {}).get("mark") == mark and (out / file.name).is_file():
-            print(f"{file.stem}: done before with these parameters, skipped")
-            continue
-        start = time.perf_counter()
+        if before.get("mark") == mark and (out / file.name).is_file():
+            if not (changed := _changed(out, before.get("files", {}))):
+                print(f"{file.stem}: done before with these parameters, skipped")
+                continue
+            print(f"{file.stem}: {changed} is not what it left, so it is run again")
+        start, there = time.perf_counter(), _artefacts(out)
         if status := _execute(file, out, mine):
             return status
-        done[file.stem] = {"mark": mark, "seconds": round(time.perf_counter() - start, 1)}
+        left = {name: file_hash(out / name)
+                for name, when in _artefacts(out).items() if there.get(name) != when}  # fmt: skip
+        done[file.stem] = {"mark": mark, "seconds": round(time.perf_counter() - start, 1),
+                           "parameters": kept, "files": left}  # fmt: skip
         save_json(record, done)
     _complete_metrics(out, done, arguments.preset)
     total = sum(lesson["seconds"] for lesson in done.values())
@@ -134,6 +157,29 @@ def run(arguments: argparse.Namespace) -> int:
     )
     print(f"numbers are in {out / 'metrics.json'}.")
     return 0
+
+
+def _artefacts(out: Path) -> dict[str, int]:
+    """Results in a run folder and when they were written (ns)."""
+    own = ("lessons.json", "metrics.json")  # `_complete_metrics` adds to these later
+    files = [f for f in out.glob("[!.]*") if f.suffix in ARTEFACTS and f.name not in own]
+    return {file.name: file.stat().st_mtime_ns for file in sorted(files)}
+
+
+def _changed(out: Path, files: dict[str, str]) -> str:
+    """The first of the files that is not as it was left, or an empty word."""
+    same = (name for name, before in files.items()
+            if not (out / name).is_file() or file_hash(out / name) != before)  # fmt: skip
+    return next(same, "")
+
+
+def _require_same(out: Path, lesson: str, before: dict[str, Any], now: dict[str, Any]) -> None:
+    for name in sorted(before.keys() | now.keys()):
+        if before.get(name) != now.get(name):
+            raise UsageError(
+                f"{out} holds {lesson} with {name}={before.get(name)!r}, and now it is"
+                f" {now.get(name)!r}: run that lesson too (--lessons), or choose another --out"
+            )
 
 
 def _settings(arguments: argparse.Namespace, parameters: dict[Path, dict]) -> dict[str, Any]:
@@ -159,7 +205,7 @@ def pretrain(arguments: argparse.Namespace) -> int:
     p = {**first, **third, **_settings(arguments, parameters)}
     run = run_folder(p["RUN"])
     world = arguments.devices * arguments.num_nodes
-    if world < 1 or p["PRETRAIN_BATCH"] % world:
+    if world < 1 or p["PRETRAIN_BATCH"] < 2 or p["PRETRAIN_BATCH"] % world:
         raise UsageError(
             f"PRETRAIN_BATCH is {p['PRETRAIN_BATCH']}: {world} processes cannot share it evenly"
         )
@@ -200,18 +246,29 @@ def _code_of(notebook: Path) -> list[str]:
 
 def _execute(file: Path, out: Path, parameters: dict[str, Any]) -> int:
     import papermill
+    from nbclient.exceptions import DeadKernelError
     from nbconvert import HTMLExporter
 
-    target = out / file.name
+    target, unfinished = out / file.name, out / f".{file.name}"  # papermill writes in place
     try:
         papermill.execute_notebook(
-            file, target, parameters, cwd=str(NOTEBOOKS), kernel_name="python3",
+            file, unfinished, parameters, cwd=str(NOTEBOOKS), kernel_name="python3",
             progress_bar={"desc": file.stem}, start_timeout=180,
         )  # fmt: skip
     except papermill.PapermillExecutionError as error:
+        unfinished.replace(target)
+        if error.ename == "KeyboardInterrupt":
+            raise KeyboardInterrupt from None
+        said = " ".join(f"{error.ename}: {error.evalue}".split())
         cell = f"cell {error.cell_index} of {target}"
-        print(f"\n{file.stem} failed in {cell}: {error.ename}: {error.evalue}", file=sys.stderr)
-        return 2 if error.ename == "DataError" else 1
+        print(f"\n{file.stem} failed in {cell}: {said}", file=sys.stderr)
+        return 2 if error.ename in ("DataError", "RunError") else 1
+    except DeadKernelError:
+        raise RunError(
+            f"{file.stem}: its kernel died, mostly for want of memory; close other programs or"
+            " lower the batch; the same command goes on from here"
+        ) from None
+    unfinished.replace(target)
     html, _ = HTMLExporter(embed_images=True).from_filename(str(target))
     with atomic_path(target.with_suffix(".html")) as temporary:
         temporary.write_text(html, encoding="utf-8")
@@ -222,7 +279,7 @@ def _complete_metrics(out: Path, done: dict[str, Any], preset: str) -> None:
     path = out / "metrics.json"
     if not path.is_file():
         return
-    metrics = json.loads(path.read_text(encoding="utf-8"))
+    metrics = read_json(path)
     metrics |= {"preset": preset, "seconds": {k: v["seconds"] for k, v in done.items()}}
     save_json(path, metrics)
 
@@ -243,12 +300,14 @@ def publish(arguments: argparse.Namespace) -> int:
         shutil.copy(picture, ROOT / "figures" / picture.name)
     for name in ("encoder.safetensors", "classifier.safetensors", "scratch.safetensors"):
         with safe_open(out / name, framework="pt") as file:
-            facts = file.metadata()
+            facts = {k: v for k, v in file.metadata().items() if k != "made_from"}
         state = {
             k: v.half() if v.is_floating_point() else v for k, v in load_file(out / name).items()
         }
         write_weights(ROOT / "weights" / name, state, facts)
-    shutil.copy(out / "data.json", ROOT / "weights" / "data.json")
+    settings = read_json(out / "data.json")
+    del settings["digest"]  # other machines draw the same tissue, and not always the same bits
+    save_json(ROOT / "weights" / "data.json", settings)
     metrics = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
     recipe = {key: metrics[key] for key in ("data", "preset", "seed", "device", "versions")}
     save_json(ROOT / "figures" / "recipe.json", recipe)
@@ -289,12 +348,14 @@ def save_notebook(path: Path, notebook: Any) -> None:
 
 def data(arguments: argparse.Namespace) -> int:
     """Check a data set, or prepare one."""
-    from crc_helpers.data import check, load_tiles, prepare
+    from crc_helpers.data import check, check_deep, load_tiles, prepare
 
     if arguments.action == "check":
         sheet = Path(arguments.out or f"{arguments.name}_contact_sheet.png")
         tiles = load_tiles(arguments.name, arguments.data_root)
         print("\n".join(check(tiles, sheet)))
+        if arguments.deep:
+            print(check_deep(tiles, arguments.data_root))
     else:
         given = {k: getattr(arguments, k) for k in ("n", "seed", "shortcut", "strength", "scanner")}
         plan = {k: v for k, v in given.items() if v is not None}
@@ -395,6 +456,8 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     sub.add_argument("name", choices=("synthetic", "ebhi", "mhist", "folder"))
     sub.add_argument("--data-root", metavar="DIR")
     sub.add_argument("--out", metavar="DIR", help="where to put the data, or the contact sheet")
+    sub.add_argument("--deep", action="store_true",
+                     help="check: hash the cache, decode the files again and compare")  # fmt: skip
     sub.add_argument("--n", type=int, help="synthetic: how many tiles (3,152)")
     sub.add_argument("--seed", type=int, help="synthetic: which ones (0)")
     sub.add_argument("--shortcut", choices=("ink", "stain"),
@@ -431,6 +494,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return arguments.do(arguments)
     except (UsageError, DataError, RunError, *refused) as error:
         print(f"crc-course: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"crc-course: {error}: make room, or choose a folder that you may write to (--out);"
+              " the same command goes on from here", file=sys.stderr)  # fmt: skip
         return 2
     except KeyboardInterrupt:
         print("\nstopped; the same command goes on from here", file=sys.stderr)

@@ -6,7 +6,6 @@ cache folder; deleting it costs nothing but the time to decode again.
 """
 
 import hashlib
-import json
 import os
 import shutil
 from collections import Counter
@@ -26,8 +25,17 @@ from PIL import Image, ImageDraw
 from crc_helpers import data_readers as readers
 from crc_helpers import tile_store
 from crc_helpers.data_readers import About, DataError
-from crc_helpers.runs import RunError, file_hash, save_json, save_table, start_file
-from crc_helpers.tile_store import TileStore
+from crc_helpers.runs import (
+    RunError,
+    as_text,
+    file_hash,
+    read_json,
+    save_json,
+    save_table,
+    start_file,
+    work_on,
+)
+from crc_helpers.tile_store import HASHES, TileStore
 
 NEAR_LIMIT = 20_000  # tiles compared each with each; a few seconds
 SCHEMES = ("auto", "paper", "random")
@@ -52,6 +60,7 @@ class Tiles:
     licence: str
     notes: tuple[str, ...] = ()  # what was converted, resized, left out
     metadata: pd.DataFrame | None = None  # a row a tile: scanner, polyp size, site in the colon
+    digest: str | None = None  # SHA-256 over pixels and table, of all tiles loaded
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -91,6 +100,10 @@ def load_tiles(
     they are then drawn too, and there are no votes, because readers vote on HP and SSA only.
     Raises DataError, one line, for anything that is wrong with the data.
     """
+    known = readers.SYNTHETIC if name == "synthetic" else readers.SOURCES.get(name, readers.FOLDER)
+    known = getattr(known, "about", known).class_names
+    if classes and known:  # said before minutes of drawing or decoding
+        _choose_classes(classes, known)
     if name == "synthetic":
         plan = {"n": n, "seed": seed, "shortcut": shortcut, "strength": strength}
         plan |= {"scanner": scanner}
@@ -121,13 +134,21 @@ def _cached(
     try:
         if not final.is_dir():
             with readers.whole_folder(final) as unfinished:
-                build(unfinished)
-    except OSError as error:
+                if unfinished:
+                    build(unfinished)
+                    save_json(unfinished / HASHES, _hashes(unfinished))
+    except (OSError, RunError) as error:
         raise DataError(
             f"{final.parent}: cannot be written ({error}); set the environment variable "
             "CRC_HELPERS_CACHE to a folder that can"
         ) from error
     return final
+
+
+def _hashes(folder: Path) -> dict[str, dict]:
+    """Size and SHA-256 of each file of a cache."""
+    files = sorted(path for path in folder.iterdir() if path.name != HASHES)
+    return {f.name: {"size": f.stat().st_size, "sha256": file_hash(f)} for f in files}
 
 
 def _code(module: ModuleType) -> str:
@@ -150,6 +171,11 @@ def _stores(folder: Path, count: int, size: int, masks: bool) -> tuple[TileStore
 def _open(folder: Path, name: str, about: About, classes: Sequence[str] | str | None) -> Tiles:
     masks = None
     try:
+        known = read_json(folder / HASHES)
+        for file, written in known.items():
+            if (folder / file).stat().st_size != written["size"]:
+                raise ValueError(f"{file} has another size than was written")
+        digest = [v["sha256"] for k, v in sorted(known.items()) if k != "notes.txt"]
         images = TileStore(folder, "images")
         if list(folder.glob("masks-*.npy")):
             masks = TileStore(folder, "masks")
@@ -157,7 +183,7 @@ def _open(folder: Path, name: str, about: About, classes: Sequence[str] | str | 
         if not len(table) == len(images) == len(images if masks is None else masks):
             raise ValueError(f"{len(images):,} tiles, {len(table):,} in the table")
         notes = (folder / "notes.txt").read_text(encoding="utf-8").splitlines()
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RunError) as error:
         raise DataError(f"{folder}: a damaged cache ({error}); delete this folder") from error
     known = about.class_names or tuple(sorted(table["class"].unique()))
     chosen = _choose_classes(classes or about.default_classes or known, known)
@@ -181,6 +207,7 @@ def _open(folder: Path, name: str, about: About, classes: Sequence[str] | str | 
         about.licence,
         tuple(notes),
         _metadata(table),
+        hashlib.sha256(" ".join(digest).encode()).hexdigest(),
     )
 
 
@@ -228,14 +255,23 @@ def _write_table(folder: Path, table: pd.DataFrame, notes: Iterable[str]) -> Non
 # --- tiles from files ----------------------------------------------------------------------------
 
 
-def _foreign(
-    name: str, root: str | Path | None, size: int, cache: str | Path | None
-) -> tuple[Path, About]:
+def _listed(name: str, root: str | Path | None) -> tuple[readers.Source, Path, readers.Scan]:
     source = readers.SOURCES[name]
     if name == "ebhi" and not root:
         root = ebhi_folder()
-    root = source.locate(Path(root) if root else None).resolve()
-    found = readers.scan(root, source.folders(root), source.tables)
+    try:
+        root = source.locate(Path(root) if root else None).resolve()
+        return source, root, readers.scan(root, source.folders(root), source.tables)
+    except OSError as error:
+        raise DataError(
+            f"{root}: cannot be listed ({error.strerror}); check that you may read it"
+        ) from error
+
+
+def _foreign(
+    name: str, root: str | Path | None, size: int, cache: str | Path | None
+) -> tuple[Path, About]:
+    source, root, found = _listed(name, root)
 
     def build(folder: Path) -> None:
         table, notes = source.read(root, found)
@@ -308,10 +344,10 @@ def write_synthetic(
             f"kinds {', '.join(plan['kinds'])}: MHIST's layout knows HP and SSA only; "
             "load_tiles(classes=...) draws the others"
         )
-    if out.exists():
-        raise DataError(f"{out}: is there already; choose another --out, or remove it")
     try:
         with readers.whole_folder(out) as folder:
+            if not folder or out.exists():
+                raise DataError(f"{out}: is there already; choose another --out, or remove it")
             for name in ("images", *(f"masks/{mask}" for mask in synthetic_cohort.MASKS)):
                 (folder / name).mkdir(parents=True)
             synthetic_cohort.draw_all(cohort, partial(synthetic_cohort.to_files, folder), size, mpp)
@@ -407,8 +443,9 @@ def split(
 def _balance(labels: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Discard random tiles of the larger classes until all are as small as the smallest."""
     classes = [np.flatnonzero(labels == label) for label in range(labels.max() + 1)]
-    fewest = min(map(len, classes))
-    discarded = np.concatenate([rng.permutation(members)[fewest:] for members in classes])
+    fewest = min(map(len, classes), default=0)
+    larger = [rng.permutation(members)[fewest:] for members in classes]
+    discarded = np.concatenate([np.empty(0, np.int64), *larger])
     return np.setdiff1d(np.arange(len(labels)), discarded), np.sort(discarded)
 
 
@@ -521,6 +558,42 @@ def check(tiles: Tiles, sheet: str | Path | None = None) -> list[str]:
     return lines
 
 
+def check_deep(tiles: Tiles, root: str | Path | None = None) -> str:
+    """Hash the cache against what was written, and decode the source again to compare each tile.
+
+    root: as given to `load_tiles`. Raises DataError for the first file that differs.
+    """
+    folder = tiles.images.folder
+    written, now = read_json(folder / HASHES), _hashes(folder)
+    for file in sorted(written.keys() | now.keys()):
+        if written.get(file) != now.get(file):
+            raise DataError(
+                f"{folder / file}: not what was written into this cache; delete {folder}"
+            )
+    said = f"cache: {len(now)} files as they were written"
+    if tiles.name == "synthetic":
+        return said
+    source, root, found = _listed(tiles.name, root)
+    table, _ = source.read(root, found)
+    masks = None if tiles.masks is None else _Compared(tiles.masks, root, table["mask"])
+    readers.decode_all(root, table, _Compared(tiles.images, root, table["file"]), masks)
+    return f"{said}; {len(table):,} tiles decoded again, all as in the cache"
+
+
+class _Compared:
+    """Takes the place of a store in `decode_all`: refuses a tile that differs from the kept one."""
+
+    def __init__(self, store: TileStore, root: Path, files: pd.Series) -> None:
+        self.store, self.root, self.files, self.shape = store, root, files.to_list(), store.shape
+
+    def __setitem__(self, row: int, tile: np.ndarray) -> None:
+        if not np.array_equal(self.store[row], tile):
+            raise DataError(
+                f"{self.root / self.files[row]}: changed since it was decoded, with the same size "
+                f"and time; delete {self.store.folder}"
+            )
+
+
 def _members(tiles: Tiles) -> list[tuple[str, np.ndarray]]:
     """Name and tile indices of each class, and of the unlabelled where there are any."""
     names = [*enumerate(tiles.class_names), (-1, "(none in this task)")]
@@ -616,8 +689,15 @@ def remember(run: Path, tiles: Tiles, parts: Split, **settings: Any) -> None:
     """
     if settings["root"] is not None:
         settings["root"] = str(Path(settings["root"]).resolve())
-    save_table(run / "split.csv", parts.to_frame(tiles).to_dict("records"))
-    save_json(run / "data.json", {"name": tiles.name, **settings})
+    table = parts.to_frame(tiles)
+    save_table(run / "split.csv", table.to_dict("records"))
+    save_json(run / "data.json", {"name": tiles.name, **settings, "digest": tiles.digest})
+    work_on(_digest(tiles, table))
+
+
+def _digest(tiles: Tiles, table: pd.DataFrame) -> str:
+    """A hash of pixels, labels and parts: what weights are trained on."""
+    return hashlib.sha256(f"{tiles.digest}\n{table.to_csv()}".encode()).hexdigest()
 
 
 def recall(run: str | Path, start_from: str) -> tuple[Tiles, Split]:
@@ -629,15 +709,27 @@ def recall(run: str | Path, start_from: str) -> tuple[Tiles, Split]:
     if not file.is_file():
         raise RunError(f"{file} is missing: run lesson 01 with RUN = {str(run)!r} first,"
                        " or set START_FROM to 'shipped'")  # fmt: skip
-    settings = json.loads(file.read_text(encoding="utf-8"))
-    tiles = load_tiles(settings["name"], settings["root"], classes=settings["classes"],
-                       n=settings["n"], seed=settings["seed"])  # fmt: skip
-    parts = split(tiles, settings["scheme"], test=settings["test"],
-                  validation=settings["validation"], seed=settings["seed"])  # fmt: skip
+    settings = read_json(file)
+    try:
+        tiles = load_tiles(settings["name"], settings["root"], classes=settings["classes"],
+                           n=settings["n"], seed=settings["seed"])  # fmt: skip
+        parts = split(tiles, settings["scheme"], test=settings["test"],
+                      validation=settings["validation"], seed=settings["seed"])  # fmt: skip
+    except DataError:
+        raise
+    except (KeyError, TypeError, ValueError) as error:
+        raise RunError(f"{file} is damaged ({error!r}): run lesson 01 again") from None
+    table = parts.to_frame(tiles)
+    same = settings.get("digest") in (None, tiles.digest)  # None: shipped, drawn on another machine
     recorded = file.with_name("split.csv")
     if recorded.is_file():
-        before = pd.read_csv(recorded, keep_default_na=False, dtype=str)
-        now = parts.to_frame(tiles).astype(str)
-        if not before[["id", "part"]].equals(now[["id", "part"]]):
-            raise RunError(f"{recorded} does not fit the data any more: run lesson 01 again")
+        try:
+            before = pd.read_csv(recorded, keep_default_na=False, dtype=str)
+        except ValueError as error:
+            raise RunError(f"{recorded} is damaged ({error}): run lesson 01 again") from None
+        now = as_text(table.astype(str))
+        same = same and before.reindex(columns=now.columns).equals(now)
+    if not same:
+        raise RunError(f"{recorded} does not fit the data any more: run lesson 01 again")
+    work_on(_digest(tiles, table))
     return tiles, parts

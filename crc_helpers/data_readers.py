@@ -4,6 +4,7 @@ A reader lists what lies on disk and checks it; `data.py` decodes the list into 
 is wrong ends in a `DataError` of one line: the file or value, what was expected, what to do.
 """
 
+import glob
 import hashlib
 import io
 import json
@@ -20,13 +21,13 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 import pandas as pd
 import pooch
 import requests
+from filelock import FileLock
 from joblib import cpu_count
 from PIL import Image, ImageOps, UnidentifiedImageError
 from tqdm.auto import tqdm
@@ -41,6 +42,9 @@ CONVERTED = ("1", "L", "P", "CMYK", "YCbCr", "LA", "PA", "RGBA")  # 8-bit modes 
 EBHI_RECORD = "https://api.figshare.com/v2/articles/21540159"
 EBHI_PAGE = "https://figshare.com/articles/dataset/EBHI-SEG/21540159"
 UNPACKED_LIMIT = 4_000_000_000  # bytes; the record's 4,454 small PNGs stay far below
+MEMBER_LIMIT = 50_000  # files in an archive
+FILE_LIMIT = 500_000_000  # bytes of one image or table: what is read at once
+COLUMN_LIMIT = 1000
 EBHI_CLASSES = (
     "Normal",
     "Polyp",
@@ -67,7 +71,11 @@ class DataError(ValueError):
     """Data that cannot be used: one line names the file or value, what was expected, the remedy."""
 
     def __init__(self, message: str):
-        super().__init__(" ".join(message.split()))
+        line = " ".join(message.split())
+        if len(line) > 1000:  # a cell of a table may hold anything
+            line = f"{line[:500]} … {line[-400:]}"
+        # A file name may hold what a terminal obeys, or what is no Unicode.
+        super().__init__("".join(c if c.isprintable() else ascii(c)[1:-1] for c in line))
 
 
 @dataclass(frozen=True)
@@ -132,6 +140,7 @@ def _scan_folder(root: Path, folder: str) -> tuple[list[str], list[str]]:
                 continue  # .DS_Store, ._x.png, Thumbs.db, README
             if entry.is_symlink():
                 _inside(root, Path(entry.path))
+            _require_text(entry.path)
             info = entry.stat()
             names.append(entry.name)
             stamps.append(f"{entry.name}/{info.st_size}/{info.st_mtime_ns}")
@@ -139,25 +148,47 @@ def _scan_folder(root: Path, folder: str) -> tuple[list[str], list[str]]:
 
 
 def _inside(root: Path, path: Path) -> Path:
-    if not path.resolve().is_relative_to(root.resolve()):
+    try:
+        inside = path.resolve().is_relative_to(root.resolve())
+    except (OSError, RuntimeError):
+        raise DataError(
+            f"{path}: a link to itself; copy the file into the folder instead"
+        ) from None
+    if not inside:
         raise DataError(f"{path}: a link that leaves {root}; copy the file into the folder instead")
     return path
 
 
-@contextmanager
-def whole_folder(final: Path) -> Iterator[Path]:
-    """A temporary sibling that becomes `final` at the end, or leaves nothing behind."""
-    unfinished = final.with_name(f".{final.name}.{uuid.uuid4().hex[:8]}")
+def _require_text(path: str) -> None:
+    """Names may hold anything that UTF-8 can write and a line of a table can hold."""
     try:
-        unfinished.mkdir(parents=True)
-        yield unfinished
+        path.encode()
+    except UnicodeEncodeError:
+        raise DataError(f"{path}: a name that is not UTF-8; rename the file") from None
+    if "\r" in path:
+        raise DataError(f"{path}: a carriage return in the name; rename the file")
+
+
+@contextmanager
+def whole_folder(final: Path) -> Iterator[Path | None]:
+    """A temporary sibling that becomes `final` at the end, or leaves nothing behind.
+
+    One process at a time fills it; others wait. What a killed one has left goes first.
+    """
+    unfinished = final.with_name(f".{final.name}.{uuid.uuid4().hex[:8]}")
+    final.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(final.with_name(f".{final.name}.lock")):  # a dead process holds none
+        if final.is_dir():  # another process was faster, and made the same
+            yield None
+            return
         try:
+            for left in final.parent.glob(f".{glob.escape(final.name)}.{'[0-9a-f]' * 8}"):
+                shutil.rmtree(left, ignore_errors=True)
+            unfinished.mkdir()
+            yield unfinished
             unfinished.rename(final)
-        except OSError:
-            if not final.is_dir():  # else another process was faster, and made the same
-                raise
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def and_more(count: int) -> str:
@@ -177,6 +208,14 @@ def read_table(
     the notes to be said (columns that are not used).
     """
     try:
+        _require_small(path)
+        with path.open("rb") as opened:
+            if opened.readline(1 << 20).count(b",") >= COLUMN_LIMIT:
+                raise DataError(
+                    f"{path}: more than {COLUMN_LIMIT:,} columns; it is no table of tiles"
+                )
+            if b"\0" in opened.read(1 << 20):
+                raise DataError(f"{path}: holds null bytes; save it as comma-separated UTF-8 text")
         table = pd.read_csv(
             path,
             header=None,
@@ -185,7 +224,9 @@ def read_table(
             skip_blank_lines=False,
             encoding="utf-8-sig",
         )
-    except (OSError, UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
+    except DataError:
+        raise
+    except (OSError, ValueError, MemoryError) as error:  # ValueError: what pandas and UTF-8 raise
         raise DataError(
             f"{path}: cannot be read as a table ({error}); save it as comma-separated UTF-8 text"
         ) from error
@@ -208,6 +249,15 @@ def read_table(
     table.columns = short
     notes = [f"{path.name}: columns not used: {', '.join(extra)}"] if extra else []
     return table[[name for name in short if not name.startswith("extra: ")]].copy(), notes
+
+
+def _require_small(path: Path) -> None:
+    """Only regular files of bounded size are read: a pipe would block, a giant fill the memory."""
+    info = path.stat()
+    if not stat.S_ISREG(info.st_mode):
+        raise DataError(f"{path}: unreadable, not a regular file; remove it or copy it again")
+    if info.st_size > FILE_LIMIT:
+        raise DataError(f"{path}: {info.st_size:,} bytes, more than {FILE_LIMIT:,}; cut it first")
 
 
 def _plain(title: str) -> str:
@@ -311,14 +361,15 @@ def declared(root: Path, about: About) -> About:
     if not path.exists():
         return about
     try:
+        _require_small(_inside(root, path))
         known = json.loads(path.read_text(encoding="utf-8"))
-        return replace(
-            about,
-            origin=str(known["source"]),
-            licence=str(known["licence"]),
-            mpp=float(known["mpp"]),
-        )
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        mpp = float(known["mpp"])
+        if not 0 < mpp < 1000:
+            raise ValueError(f"mpp {mpp}")
+        return replace(about, origin=str(known["source"]), licence=str(known["licence"]), mpp=mpp)
+    except DataError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise DataError(
             f"{path}: expected source, licence and mpp as JSON ({error!r}); restore or remove it"
         ) from error
@@ -378,6 +429,8 @@ def _locate_folder(root: Path | None) -> Path:
 
 
 def _folders_folder(root: Path) -> list[str]:
+    for path in root.iterdir():
+        _require_text(str(path))
     return sorted(
         path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")
     )
@@ -471,7 +524,9 @@ def decode_mask(path: Path, size: int, shape: tuple[int, int]) -> np.ndarray:
 def _load(path: Path, content: bytes | None = None) -> Image.Image:
     again = "copy or download it again"
     try:
-        content = path.read_bytes() if content is None else content
+        if content is None:
+            _require_small(path)
+            content = path.read_bytes()
         if not content:
             raise DataError(f"{path}: an empty file (0 bytes); {again}")
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
@@ -507,7 +562,8 @@ def _refuse_unusual(path: Path, image: Image.Image) -> None:
             f"{path}: 16 bits or more a channel, expected 8; convert it to 8-bit RGB, "
             "choosing the intensity range yourself"
         )
-    if image.format == "TIFF" and getattr(image, "n_frames", 1) > 1:
+    # A JPEG may hold a preview beside its picture (MPO); pages and animations are several pictures.
+    if image.format in ("TIFF", "PNG") and getattr(image, "n_frames", 1) > 1:
         raise DataError(f"{path}: {image.n_frames} pages, expected one; export one page as a tile")
 
 
@@ -598,7 +654,8 @@ def download_ebhi(out: Path, api: str = EBHI_RECORD) -> Path:
         archives = sorted(out.glob("*.zip")) or _fetch_record(out, api)
         for archive in archives[:1]:
             with whole_folder(final) as unfinished:
-                _unpack(archive, unfinished)
+                if unfinished:
+                    _unpack(archive, unfinished)
     except requests.RequestException as error:
         reason = getattr(error.response, "reason", None) or type(error).__name__
         raise DataError(
@@ -616,44 +673,48 @@ def _fetch_record(out: Path, api: str) -> list[Path]:
     """Download the zip files of a figshare record, each checked against the record's MD5."""
     with requests.get(api, timeout=30) as answer:
         answer.raise_for_status()
-        files = [
-            file for file in answer.json().get("files", ()) if file["name"].lower().endswith(".zip")
-        ]
-    archives = []
-    for file in files:
-        name = Path(file["name"]).name
-        part = out / f"{name}.part"
         try:
-            pooch.retrieve(
-                file["download_url"],
-                f"md5:{file['computed_md5']}",
-                name,
-                out,
-                downloader=partial(_resume, part),
-            )
-        except ValueError as error:  # pooch's word for another checksum
+            listed = [(str(f["name"]), str(f["download_url"]), str(f["computed_md5"]))
+                      for f in answer.json()["files"]]  # fmt: skip
+        except (ValueError, KeyError, TypeError) as error:
             raise DataError(
-                f"{name}: downloaded, but not the file that {api} describes "
-                "(its MD5 differs); give the same command again"
-            ) from error
-        archives.append(out / name)
+                f"{api}: its answer is no list of files ({error!r}); try later"
+            ) from None
+    archives = []
+    for name, url, md5 in listed:
+        if not name.lower().endswith(".zip"):
+            continue
+        archive = out / (name := Path(name).name)
+        part = archive.with_name(f"{archive.name}.part")
+        with FileLock(archive.with_name(f".{name}.lock")):
+            _resume(part, url)
+            if pooch.file_hash(part, "md5") != md5:
+                part.unlink()
+                raise DataError(
+                    f"{archive.name}: downloaded, but not the file that {api} describes "
+                    "(its MD5 differs); give the same command again"
+                )
+            part.replace(archive)
+        archives.append(archive)
     return archives
 
 
-def _resume(part: Path, url: str, output_file: str, _: object) -> None:
-    """A downloader for pooch that goes on with the bytes already in `part`."""
+def _resume(part: Path, url: str) -> None:
+    """Fetch a file into `part`, going on with the bytes already there."""
     have = part.stat().st_size if part.exists() else 0
     headers = {"Range": f"bytes={have}-", "Accept-Encoding": "identity"}
     with requests.get(url, headers=headers, stream=True, timeout=30) as answer:
-        if answer.status_code != 416:  # 416: nothing is left to fetch, the checksum decides
-            answer.raise_for_status()
-            have *= answer.status_code == 206  # a server without ranges starts again
-            total = have + int(answer.headers.get("Content-Length", 0))
-            with part.open("ab" if have else "wb") as file, progress(total, part.stem, "B") as bar:
-                bar.update(have)
-                for block in answer.iter_content(1 << 16):
-                    bar.update(file.write(block))
-    shutil.move(part, output_file)
+        if answer.status_code == 416:  # nothing is left to fetch; the checksum decides
+            return
+        answer.raise_for_status()
+        have *= answer.status_code == 206  # a server without ranges starts again
+        total = have + int(answer.headers.get("Content-Length", 0))
+        with part.open("ab" if have else "wb") as file, progress(total, part.stem, "B") as bar:
+            bar.update(have)
+            for block in answer.iter_content(1 << 16):
+                bar.update(file.write(block))
+                if file.tell() > UNPACKED_LIMIT:
+                    raise DataError(f"{url}: more than {UNPACKED_LIMIT:,} bytes; not EBHI-Seg")
 
 
 def _unpack(archive: Path, folder: Path) -> None:
@@ -663,13 +724,17 @@ def _unpack(archive: Path, folder: Path) -> None:
             members = content.infolist()
             for member in members:
                 _refuse_member(archive, member)
-            if sum(member.file_size for member in members) > UNPACKED_LIMIT:
+            size = sum(member.file_size for member in members)
+            if size > UNPACKED_LIMIT or len(members) > MEMBER_LIMIT:
                 raise DataError(
-                    f"{archive}: would unpack to more than {UNPACKED_LIMIT:,} bytes; "
-                    "it is not EBHI-Seg, remove it"
+                    f"{archive}: would unpack to more than {UNPACKED_LIMIT:,} bytes or "
+                    f"{MEMBER_LIMIT:,} files; it is not EBHI-Seg, remove it"
                 )
             content.extractall(folder / "unpacked")
-    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+    except DataError:
+        raise
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError) as error:
+        # RuntimeError: a password, or a compression that this Python lacks
         raise DataError(
             f"{archive}: a damaged archive ({error}); remove it and fetch it again"
         ) from error

@@ -1,6 +1,6 @@
 """Metrics, intervals, calibration and baselines (lesson 05)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pandas as pd
@@ -46,9 +46,12 @@ def bootstrap_interval(
 
     statistic: takes an index array, returns a number (NaN where undefined, e.g. one class only).
     groups: (n,) slide or case ids: whole groups are drawn, because tiles of one slide are not
-    independent and an interval that treats them so is too narrow.
+    independent and an interval that treats them so is too narrow. (NaN, NaN) for n = 0, or where
+    the statistic is undefined in every sample.
     Source: Efron & Tibshirani 1993, chapters 13 and 8.
     """
+    if n == 0:
+        return float("nan"), float("nan")
     rng = np.random.default_rng(seed)
     ids = np.arange(n) if groups is None else np.unique(groups, return_inverse=True)[1]
     order = np.argsort(ids, kind="stable")
@@ -58,6 +61,8 @@ def bootstrap_interval(
         drawn = rng.integers(0, len(members), len(members))
         values[i] = statistic(np.concatenate([members[d] for d in drawn]))
     tail = (1 - confidence) / 2
+    if np.isnan(values).all():  # one class only, say
+        return float("nan"), float("nan")
     low, high = np.nanquantile(values, [tail, 1 - tail])
     return float(low), float(high)
 
@@ -65,8 +70,8 @@ def bootstrap_interval(
 def macro_auc(labels: np.ndarray, probabilities: np.ndarray) -> float:
     """Return the area under the ROC curve, one-vs-rest mean for more than two classes.
 
-    labels (N,), probabilities (N, C). NaN where a class has no tile. By ranks (Mann-Whitney),
-    because a bootstrap computes it a thousand times; equal to scikit-learn's.
+    labels (N,), probabilities (N, C). NaN where a class has no tile; ties count half. By ranks
+    (Mann-Whitney), because a bootstrap computes it a thousand times; equal to scikit-learn's.
     """
     count = np.bincount(labels, minlength=probabilities.shape[1])
     if (count == 0).any():
@@ -85,16 +90,24 @@ def summarise(
     """Return accuracy, balanced accuracy and AUC, each with `value`, `low` and `high`.
 
     labels int64 (N,), probabilities (N, C). Without groups the accuracy has Wilson's interval;
-    everything else, and everything with groups, is bootstrapped (over groups where given).
+    everything else, and everything with groups, is bootstrapped (over groups where given). What
+    is not defined, as the AUC of one class only or anything of no tile, is NaN.
+
+    Raises ValueError for probabilities that are NaN.
     """
+    if np.isnan(probabilities).any():
+        raise ValueError("a probability is NaN: the network that gave it is broken, train it again")
     predicted = probabilities.argmax(axis=1)
+
+    def mean(values: Sequence) -> float:
+        return float(np.mean(values)) if len(values) else float("nan")
 
     def balanced(i: np.ndarray) -> float:
         present = np.unique(labels[i])
-        return float(np.mean([(predicted[i][labels[i] == c] == c).mean() for c in present]))
+        return mean([(predicted[i][labels[i] == c] == c).mean() for c in present])
 
     statistics: dict[str, Callable[[np.ndarray], float]] = {
-        "accuracy": lambda i: float((predicted[i] == labels[i]).mean()),
+        "accuracy": lambda i: mean(predicted[i] == labels[i]),
         "balanced_accuracy": balanced,
         "auc": lambda i: macro_auc(labels[i], probabilities[i]),
     }
@@ -136,9 +149,13 @@ def expand_counts(confusion: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def precision_at_prevalence(recall: float, specificity: float, prevalence: float) -> float:
-    """Return the precision of the same classifier where the class is this common (Bayes)."""
+    """Return the precision of the same classifier where the class is this common (Bayes).
+
+    NaN for a classifier that never says so.
+    """
     hits = recall * prevalence
-    return hits / (hits + (1 - specificity) * (1 - prevalence))
+    called = hits + (1 - specificity) * (1 - prevalence)
+    return hits / called if called else float("nan")
 
 
 def expected_calibration_error(
@@ -154,7 +171,7 @@ def expected_calibration_error(
         abs(confidence[bin_of == b].mean() - right[bin_of == b].mean()) * (bin_of == b).mean()
         for b in np.unique(bin_of)
     ]
-    return float(np.sum(gaps))
+    return float(np.sum(gaps)) if gaps else float("nan")  # no tile
 
 
 def colour_statistics(images: np.ndarray, batch: int = 256) -> np.ndarray:

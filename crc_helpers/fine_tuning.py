@@ -20,10 +20,19 @@ from tqdm.auto import tqdm
 
 from crc_helpers.augmentation import Views, one_view
 from crc_helpers.models import Classifier, Encoder
-from crc_helpers.pretraining import batches, channels_last, embed, make_optimizer, to_device
-from crc_helpers.runs import load_checkpoint, save_checkpoint, save_table
+from crc_helpers.pretraining import (
+    batches,
+    channels_last,
+    embed,
+    make_optimizer,
+    stop,
+    to_device,
+)
+from crc_helpers.runs import load_checkpoint, one_writer, save_checkpoint, save_table
+from crc_helpers.tile_store import content_hash
 
 
+@one_writer
 def fine_tune(
     classifier: Classifier,
     images: np.ndarray,
@@ -54,6 +63,10 @@ def fine_tune(
 
     Raises ValueError for fewer tiles than a batch, FloatingPointError for a loss that is no number.
     """
+    if batch < 2 or epochs < 1:
+        raise ValueError(
+            f"FINE_TUNE_BATCH is {batch}, FINE_TUNE_EPOCHS {epochs}: at least 2 and 1 are needed"
+        )
     if len(images) < batch:
         raise ValueError(
             f"{len(images)} labelled tiles are fewer than one batch of {batch}:"
@@ -63,7 +76,12 @@ def fine_tune(
     model, optim = fabric.setup(classifier.to(memory_format=torch.channels_last), optim)
     rows: list[dict] = []
     best = None
-    if checkpoint and (state := load_checkpoint(checkpoint, mark)):
+    used = (images, labels, val_images, val_labels)
+    data = " ".join(map(content_hash, used)) if checkpoint else ""
+    state = load_checkpoint(checkpoint, mark) if checkpoint else None
+    if state and state["data"] != data:
+        print(f"{checkpoint.name} belongs to other tiles or labels: training starts afresh")
+    elif state:
         model.load_state_dict(state["model"])
         optim.load_state_dict(state["optimizer"])
         schedule.load_state_dict(state["schedule"])
@@ -74,10 +92,14 @@ def fine_tune(
         start = time.perf_counter()
         row = _train_epoch(
             model, optim, schedule, images, labels, views, fabric, size, batch, seed, epoch,
-            criterion,
+            criterion, checkpoint,
         )  # fmt: skip
         if len(val_images):
             row |= validate(classifier, val_images, val_labels, size, fabric)
+            if not math.isfinite(row["val_loss"]):
+                raise FloatingPointError(
+                    f"the validation loss of epoch {epoch} is {row['val_loss']}: lower FINE_TUNE_LR"
+                )
         row["seconds"] = round(time.perf_counter() - start, 2)
         rows.append(row)
         before = min((r["val_loss"] for r in rows[:-1] if "val_loss" in r), default=math.inf)
@@ -87,7 +109,7 @@ def fine_tune(
         if checkpoint:
             save_checkpoint(
                 checkpoint, mark, model=model.state_dict(), optimizer=optim.state_dict(),
-                schedule=schedule.state_dict(), rows=rows, best=best,
+                schedule=schedule.state_dict(), rows=rows, best=best, data=data,
             )  # fmt: skip
     classifier.load_state_dict(best)
     log = mark_chosen(pd.DataFrame(rows))
@@ -97,7 +119,19 @@ def fine_tune(
 
 
 def _train_epoch(
-    model, optim, schedule, images, labels, views, fabric, size, batch, seed, epoch, criterion
+    model,
+    optim,
+    schedule,
+    images,
+    labels,
+    views,
+    fabric,
+    size,
+    batch,
+    seed,
+    epoch,
+    criterion,
+    checkpoint,
 ) -> dict[str, float]:
     model.train()
     generator = torch.Generator().manual_seed(seed * 100_003 + epoch)
@@ -113,7 +147,8 @@ def _train_epoch(
         losses.append(loss.detach())
     mean = float(torch.stack(losses).mean())
     if not math.isfinite(mean):
-        raise FloatingPointError(f"the loss of epoch {epoch} is {mean}: lower FINE_TUNE_LR")
+        order = batches(len(images), batch, seed, epoch)
+        stop(losses, mean, images, order, epoch, checkpoint, "lower FINE_TUNE_LR")
     return {"epoch": epoch, "loss": mean}
 
 

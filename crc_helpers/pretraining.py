@@ -1,9 +1,11 @@
 """Contrastive pre-training without labels: NT-Xent, the loop, what to watch (lesson 03)."""
 
+import itertools
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import pandas as pd
@@ -15,7 +17,15 @@ from tqdm.auto import tqdm
 
 from crc_helpers.augmentation import VIEWS, Views, shrink, two_views
 from crc_helpers.models import Encoder, ProjectionHead, evaluating, synchronise_statistics
-from crc_helpers.runs import fingerprint, load_checkpoint, save_checkpoint, save_table
+from crc_helpers.runs import (
+    atomic_path,
+    fingerprint,
+    load_checkpoint,
+    one_writer,
+    save_checkpoint,
+    save_table,
+)
+from crc_helpers.tile_store import content_hash
 
 
 def nt_xent(z1: Tensor, z2: Tensor, temperature: float, fabric: Fabric | None = None) -> Tensor:
@@ -166,6 +176,7 @@ def batches(n: int, size: int, seed: int, epoch: int) -> Iterator[np.ndarray]:
         yield np.sort(order[start : start + size])  # sorted: neighbours on disk are read together
 
 
+@one_writer
 def pretrain(
     encoder: Encoder,
     head: ProjectionHead,
@@ -200,6 +211,10 @@ def pretrain(
     Raises ValueError for fewer tiles than a batch, or a batch that the processes cannot share
     evenly; FloatingPointError for a loss that is no number.
     """
+    if batch < 2 or epochs < 1:
+        raise ValueError(
+            f"PRETRAIN_BATCH is {batch}, PRETRAIN_EPOCHS {epochs}: at least 2 and 1 are needed"
+        )
     if len(images) < batch:
         raise ValueError(
             f"{len(images)} tiles are fewer than one batch of {batch}: lower PRETRAIN_BATCH"
@@ -230,6 +245,8 @@ def pretrain(
         schedule.load_state_dict(state["schedule"])
         rows = state["rows"]
         fabric.print(f"going on after epoch {rows[-1]['epoch']} of {epochs}")
+        if fabric.is_global_zero:  # a kill may have come between checkpoint and table
+            save_table(checkpoint.with_suffix(".csv"), rows)
     elif monitor and fabric.is_global_zero:
         rows.append({"epoch": 0, **{k: float(v) for k, v in monitor(encoder, 0).items()}})
     first = int(state["rows"][-1]["epoch"]) + 1 if state else 1
@@ -238,13 +255,16 @@ def pretrain(
     for epoch in bar:
         start = time.perf_counter()
         row = _train_epoch(model, objective, optim, schedule, images, views, fabric, size, batch,
-                           seed, epoch)  # fmt: skip
+                           seed, epoch, checkpoint)  # fmt: skip
         seconds = max(time.perf_counter() - start, 1e-9)
         row["seconds"] = round(seconds, 2)
         row["pairs_per_second"] = round(len(images) // batch * batch / seconds, 1)
         if monitor and fabric.is_global_zero:
             row |= {k: float(v) for k, v in monitor(encoder, epoch).items()}
         rows.append(row)
+        if collapsed(row):
+            fabric.print(f"epoch {epoch}: the encoder has collapsed, tiles look alike to it: lower"
+                         " PRETRAIN_LR, or take a larger batch or another TEMPERATURE")  # fmt: skip
         bar.set_postfix(loss=f"{row['loss']:.3f}", pairs_per_s=row["pairs_per_second"])
         if checkpoint and fabric.is_global_zero:
             save_checkpoint(
@@ -268,7 +288,7 @@ class Contrast(nn.Module):
 
 
 def _train_epoch(
-    model, objective, optim, schedule, images, views, fabric, size, batch, seed, epoch
+    model, objective, optim, schedule, images, views, fabric, size, batch, seed, epoch, checkpoint
 ) -> dict[str, float]:
     model.train()
     generator = torch.Generator().manual_seed(seed * 100_003 + epoch)
@@ -285,10 +305,42 @@ def _train_epoch(
         losses.append(loss.detach())  # read once an epoch: reading it here would stall a GPU
     mean = float(fabric.all_reduce(torch.stack(losses).mean()))  # equal shares: mean of means
     if not math.isfinite(mean):
-        raise FloatingPointError(
-            f"the loss of epoch {epoch} is {mean}: lower PRETRAIN_LR or raise TEMPERATURE"
-        )
+        stop(losses, mean, images, batches(len(images), batch, seed, epoch), epoch,
+             checkpoint if fabric.is_global_zero else None,
+             "lower PRETRAIN_LR or raise TEMPERATURE")  # fmt: skip
     return {"epoch": epoch, "loss": mean, "lr": lr}
+
+
+def collapsed(row: dict[str, float]) -> bool:
+    """Return whether a monitor's numbers say that all tiles have come to lie on a point or line."""
+    return row.get("std", 1.0) < 1e-3 or row.get("effective_rank", 2.0) < 2
+
+
+def stop(
+    losses: list[Tensor],
+    mean: float,
+    images: np.ndarray,
+    order: Iterable[np.ndarray],
+    epoch: int,
+    checkpoint: Path | None,
+    advice: str,
+) -> NoReturn:
+    """Raise FloatingPointError for the first loss that is no number, its batch saved.
+
+    order: the epoch's batches of indices. The batch goes to `<checkpoint>_bad_batch.npz`: tiles,
+    their indices, epoch and step. The last checkpoint is kept, and leads to the same batch again.
+    """
+    bad = (~torch.stack(losses).isfinite()).nonzero().flatten().tolist()
+    step, where = bad[0] if bad else len(losses) - 1, ""
+    if checkpoint:
+        path = checkpoint.with_name(f"{checkpoint.stem}_bad_batch.npz")
+        index = next(itertools.islice(order, step, None))
+        with atomic_path(path) as temporary:
+            np.savez(temporary, images=images[index], index=index, epoch=epoch, step=step)
+        where = f"; its tiles are kept in {path}"
+    raise FloatingPointError(
+        f"the loss of epoch {epoch} is {mean}, since batch {step + 1}{where}: {advice}"
+    )
 
 
 def pretrain_encoder(
@@ -315,12 +367,13 @@ def pretrain_encoder(
         raise ValueError(f"VIEWS has {views!r}: choose some of {', '.join(VIEWS)}")
     torch.manual_seed(seed)
     encoder = Encoder(backbone)
-    mark = fingerprint(tiles=tiles.ids[index].tolist(), data=tiles.name, views=views, head=head,
-                       backbone=backbone, seed=seed, **settings)  # fmt: skip
+    images = tiles.images.pick(index)
+    mark = fingerprint(tiles=tiles.ids[index].tolist(), pixels=content_hash(images), views=views,
+                       data=tiles.name, head=head, backbone=backbone, seed=seed,
+                       **settings)  # fmt: skip
     log = pretrain(
-        encoder, ProjectionHead(encoder.dim, kind=head), tiles.images.pick(index), VIEWS[views],
-        fabric, **settings, seed=seed, checkpoint=run / f"pretraining_{views}.ckpt", mark=mark,
-        monitor=monitor,
+        encoder, ProjectionHead(encoder.dim, kind=head), images, VIEWS[views], fabric, **settings,
+        seed=seed, checkpoint=run / f"pretraining_{views}.ckpt", mark=mark, monitor=monitor,
     )  # fmt: skip
     return encoder, log
 

@@ -1,19 +1,25 @@
 """Seeds, device, precision, checkpoints and the folder that a run leaves its results in."""
 
 import contextlib
+import functools
+import glob
 import hashlib
+import io
 import json
+import math
 import os
 import platform
 import tempfile
-from collections.abc import Iterator
-from functools import cache
+import time
+from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
+import torch.distributed as dist
+from filelock import FileLock, Timeout
 from lightning.fabric import Fabric, seed_everything
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
@@ -21,6 +27,8 @@ from torch import nn
 
 ROOT = Path(__file__).resolve().parent.parent  # the checkout; the package is installed editable
 SHIPPED = ROOT / "weights"
+FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what a spreadsheet takes for the start of one
+_made_from: dict[str, str] = {}  # hashes of what this process works on; see `work_on`
 
 
 class RunError(RuntimeError):
@@ -59,38 +67,132 @@ def run_folder(name: str | Path) -> Path:
     """Return the folder of a run, made if missing; relative names count from the checkout."""
     path = Path(name)
     path = path if path.is_absolute() else ROOT / path
-    path.mkdir(parents=True, exist_ok=True)
+    with writing(path):
+        path.mkdir(parents=True, exist_ok=True)
     return path
 
 
 @contextlib.contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path` that takes its place only if the block succeeds."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
+def writing(path: Path) -> Iterator[None]:
+    """Turn what the system says of a full disk or a read-only folder into one RunError."""
     try:
-        yield temporary
-        os.chmod(temporary, 0o644)  # mkstemp makes files private; results are for reading
-        os.replace(temporary, path)
+        yield
+    except OSError as error:
+        raise RunError(
+            f"{path} cannot be written ({error.strerror or error}): make room, or choose a folder"
+            " that you may write to (RUN, --out); what was done before is kept, run again to go on"
+        ) from error
+
+
+@contextlib.contextmanager
+def only_one(path: Path, patience: float = 0) -> Iterator[None]:
+    """Hold the lock of a file, or a folder, that one process at a time may write.
+
+    The system takes it from a process that dies. patience: seconds to wait for it, -1 for ever.
+    Raises RunError where another process holds it.
+    """
+    lock = FileLock(path.with_name(f".{path.name}.lock"))
+    with writing(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(timeout=patience)
+        except Timeout:
+            raise RunError(
+                f"another process is writing {path}: wait until it ends, or choose another folder"
+                " (RUN, --out)"
+            ) from None
+    try:
+        yield
     finally:
-        temporary.unlink(missing_ok=True)
+        lock.release()
+
+
+def one_writer(train: Callable) -> Callable:
+    """Decorate a function that trains: one process at a time may do so into a `checkpoint`."""
+
+    @functools.wraps(train)
+    def locked(*arguments: Any, checkpoint: Path | None = None, **settings: Any) -> Any:
+        alone = checkpoint and not (dist.is_initialized() and dist.get_rank())
+        # A kernel outlives the program that started it by a second or two.
+        with only_one(checkpoint, patience=5) if alone else contextlib.nullcontext():
+            return train(*arguments, checkpoint=checkpoint, **settings)
+
+    return locked
+
+
+@contextlib.contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path` that takes its place only if the block succeeds.
+
+    Raises RunError where the disk is full or the folder read-only; the old file is kept.
+    """
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(path)
+        handle, name = tempfile.mkstemp(
+            prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent
+        )
+        os.close(handle)
+        temporary = Path(name)
+        try:
+            yield temporary
+            with temporary.open("rb+") as written:
+                os.fsync(written.fileno())  # or a power cut may leave the new name on no content
+            os.chmod(temporary, 0o644)  # mkstemp makes files private; results are for reading
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def _sweep(path: Path) -> None:
+    """Remove what killed processes have left of `path`; an hour old, it is no one's any more."""
+    for left in path.parent.glob(f".{glob.escape(path.stem)}-????????{glob.escape(path.suffix)}"):
+        with contextlib.suppress(OSError):
+            if left.stat().st_mtime < time.time() - 3600:
+                left.unlink()
 
 
 def save_json(path: Path, content: dict[str, Any]) -> None:
-    """Write a dictionary as indented JSON, atomically."""
+    """Write a dictionary as indented JSON, atomically; NaN, which JSON lacks, becomes null."""
     with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        text = json.dumps(_without_nan(content), indent=2, allow_nan=False)
+        temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _without_nan(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the dictionary in a JSON file of a run.
+
+    Raises RunError where it is damaged.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(content, dict):
+            return content
+        raise ValueError("no object")
+    except (OSError, ValueError, RecursionError) as error:
+        raise RunError(f"{path} is damaged ({error}): delete it and run its lesson again") from None
 
 
 def save_table(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Write rows as CSV, atomically."""
+    """Write rows as CSV, atomically; text that a spreadsheet would run has a ' before it."""
     with atomic_path(path) as temporary:
-        pd.DataFrame(rows).to_csv(temporary, index=False)
+        as_text(pd.DataFrame(rows)).to_csv(temporary, index=False)
 
 
-@cache
+def as_text(table: pd.DataFrame) -> pd.DataFrame:
+    """Return a table whose text no spreadsheet takes for a formula (OWASP, CSV injection)."""
+    return table.map(lambda v: f"'{v}" if isinstance(v, str) and v.startswith(FORMULA) else v)
+
+
+@functools.cache
 def training_code() -> str:
     """Return the SHA-256 of each module that decides what training does."""
     names = ("augmentation", "fine_tuning", "models", "pretraining")
@@ -105,17 +207,29 @@ def fingerprint(**settings: Any) -> str:
 
 def file_hash(path: Path) -> str:
     """Return the SHA-256 of a file."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    with path.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def work_on(data: str) -> None:
+    """Note the hash of the data this process works on; weights that it saves will name it."""
+    _made_from.clear()
+    _made_from["data"] = data
 
 
 def save_weights(path: Path, module: nn.Module, half: bool = False, **facts: Any) -> None:
-    """Write a module's state as safetensors with `facts` as its metadata; half stores fp16."""
+    """Write a module's state as safetensors with `facts` as its metadata; half stores fp16.
+
+    `made_from` joins the facts: hashes of the data and of the weights this process has loaded.
+    """
     state = {
         name: value.detach().cpu().contiguous().to(torch.float16 if half else value.dtype)
         if value.is_floating_point()
         else value.detach().cpu()
         for name, value in module.state_dict().items()
     }
+    if origin := {name: value for name, value in _made_from.items() if name != path.name}:
+        facts["made_from"] = origin | {"code": fingerprint()}
     write_weights(path, state, {k: json.dumps(v) for k, v in facts.items()})
 
 
@@ -130,10 +244,22 @@ def write_weights(path: Path, state: dict[str, torch.Tensor], facts: dict[str, s
         temporary.write_bytes(len(header).to_bytes(8, "little") + header + content[start:])
 
 
+class Facts(dict):
+    """The metadata of a weight file; what it lacks is said with the file's name."""
+
+    def __init__(self, path: Path, facts: dict[str, Any]) -> None:
+        super().__init__(facts)
+        self.path = path
+
+    def __missing__(self, name: str) -> None:
+        raise RunError(f"{self.path} does not say its {name}: take weights that a lesson has made")
+
+
 def read_facts(path: Path) -> dict[str, Any]:
     """Return the metadata of a weight file.
 
-    Raises RunError where the file is missing or is no safetensors file.
+    Raises RunError where the file is missing or is no safetensors file, on asking for a fact that
+    it lacks, and for a size that is none.
     """
     if not path.is_file():
         raise RunError(
@@ -141,33 +267,60 @@ def read_facts(path: Path) -> dict[str, Any]:
         )
     try:
         with safe_open(path, framework="pt") as file:
-            return {k: _parse(v) for k, v in (file.metadata() or {}).items()}
-    except SafetensorError as error:
+            facts = Facts(path, {k: _parse(v) for k, v in (file.metadata() or {}).items()})
+    except (SafetensorError, OSError) as error:
         raise RunError(
             f"{path} is not a safetensors file ({error}): delete it and run again"
         ) from None
+    size = facts.get("size", 96)
+    if type(size) is not int or not 8 <= size <= 2048:
+        raise RunError(f"{path} says its size is {size!r}, expected 8 to 2048 pixels: delete it")
+    return facts
 
 
 def _parse(text: str) -> Any:
     try:
         return json.loads(text)
-    except json.JSONDecodeError:  # another program's metadata
+    except (ValueError, RecursionError):  # another program's metadata
         return text
 
 
 def load_weights(path: Path, module: nn.Module) -> nn.Module:
     """Fill a module from a weight file and return it.
 
-    Raises RunError where the file does not fit the module.
+    Raises RunError where the file does not fit the module, holds numbers that are none, or was
+    made from other data or other weights than there are now.
     """
-    read_facts(path)
+    _require_origin(path, read_facts(path).get("made_from"))
+    wanted = {name: list(value.shape) for name, value in module.state_dict().items()}
+    with safe_open(path, framework="pt") as file:  # shapes first: nothing large is read in vain
+        found = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+    for name in sorted(wanted.keys() | found.keys()):
+        if found.get(name) != wanted.get(name):
+            raise RunError(
+                f"{path} does not fit {type(module).__name__} ({name} is"
+                f" {found.get(name, 'missing')}, expected {wanted.get(name, 'nothing so called')}):"
+                " take weights of the same network"
+            )
     state = {k: v.float() if v.is_floating_point() else v for k, v in load_file(path).items()}
-    try:
-        module.load_state_dict(state)
-    except RuntimeError as error:
-        first = str(error).splitlines()[1].strip()  # line 0 names the class only
-        raise RunError(f"{path} does not fit {type(module).__name__} ({first})") from None
+    for name, value in state.items():
+        if not value.isfinite().all():
+            raise RunError(f"{path} holds NaN or infinity in {name}: delete it and run again")
+    module.load_state_dict(state)
+    if _made_from:  # in a lesson, which began with `work_on`
+        _made_from[path.name] = file_hash(path)
     return module
+
+
+def _require_origin(path: Path, origin: Any) -> None:
+    for name, before in origin.items() if isinstance(origin, dict) else ():
+        beside = path.with_name(Path(name).name)
+        now = file_hash(beside) if beside.is_file() else _made_from.get(name, before)
+        if now != before and name != "code":  # newer code may read older weights
+            raise RunError(
+                f"{path} was made from other {name} than there is now: run the lesson that makes"
+                " it again"
+            )
 
 
 def start_file(name: str, run: str | Path, start_from: str) -> Path:
@@ -182,16 +335,28 @@ def start_file(name: str, run: str | Path, start_from: str) -> Path:
 
 def save_checkpoint(path: Path, mark: str, **state: Any) -> None:
     """Write a training state, atomically; `mark` is the fingerprint of its settings."""
+    content = io.BytesIO()  # torch writes to a full disk without an OSError
+    torch.save({"mark": mark, **state}, content)
     with atomic_path(path) as temporary:
-        torch.save({"mark": mark, **state}, temporary)
+        temporary.write_bytes(content.getbuffer())
 
 
 def load_checkpoint(path: Path, mark: str) -> dict[str, Any] | None:
-    """Return the state saved under `mark`, or None where there is none or it is another's."""
+    """Return the state saved under `mark`, or None where there is none or it is another's.
+
+    Raises RunError for a file that is no checkpoint, or holds more than numbers and text.
+    """
     if not path.is_file():
         return None
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    if state.pop("mark") == mark:
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        theirs = state.pop("mark")
+    except Exception as error:  # on damaged bytes it may raise anything; its advice is to trust
+        raise RunError(
+            f"{path} is no checkpoint of this course, or damaged ({type(error).__name__}): delete"
+            " it, and training starts afresh"
+        ) from None
+    if theirs == mark:
         return state
     print(f"{path.name} belongs to other settings, data or code: training starts afresh")
     return None

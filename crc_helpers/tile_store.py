@@ -5,12 +5,15 @@
 process's own memory for as long as the system has no other use for them.
 """
 
+import hashlib
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 from numpy.lib import format as npy
 
+HASHES = "hashes.json"  # beside the shards: size and SHA-256 of each file of their folder
 SHARD = 4096  # tiles in a file: 617 MB at 224 px
 
 
@@ -34,12 +37,17 @@ class TileStore:
         shapes = []
         for number, file in enumerate(self.files):
             with file.open("rb") as opened:
-                npy.read_magic(opened)
-                shape, _, dtype = npy.read_array_header_1_0(opened)
+                try:
+                    npy.read_magic(opened)
+                    shape, fortran, dtype = npy.read_array_header_1_0(opened)
+                except Exception as error:  # of a damaged header, it may be any
+                    raise ValueError(f"{file} has no header of a shard ({error})") from None
                 self.start = opened.tell()  # of the first tile: headers are of one length
             self.tile_bytes = int(np.prod(shape[1:]))
-            whole = file.stat().st_size == self.start + shape[0] * self.tile_bytes
-            if file != _file(folder, name, number) or dtype != self.dtype or not whole:
+            whole = file.stat().st_size == self.start + math.prod(shape)
+            alike = len(shape) > 1 and shape[1:] == shapes[0][1:] if shapes else len(shape) > 1
+            whole &= alike and not fortran and dtype == self.dtype
+            if file != _file(folder, name, number) or not whole:
                 raise ValueError(f"{file} is not a whole shard of tiles, or one before it is gone")
             shapes.append(shape)
         total = sum(shape[0] for shape in shapes)
@@ -98,6 +106,15 @@ class TileStore:
             with self.files[number].open(mode, buffering=0) as opened:
                 for i in np.flatnonzero(shard == number):
                     yield self.start + int(within[i]) * self.tile_bytes, opened, int(i)
+
+
+def content_hash(tiles: np.ndarray | TileStore) -> str:
+    """A hash of tiles: of an array's bytes; of a store, what was noted when it was written."""
+    if not isinstance(tiles, TileStore):
+        return hashlib.sha256(np.ascontiguousarray(tiles).data).hexdigest()
+    noted = tiles.folder / HASHES
+    found = [noted.read_bytes()] if noted.is_file() else [f.read_bytes() for f in tiles.files]
+    return hashlib.sha256(b"".join([*found, tiles.rows.tobytes()])).hexdigest()
 
 
 def _file(folder: Path, name: str, number: int) -> Path:

@@ -1,0 +1,77 @@
+"""What the kill tests start in processes of their own: small forms of the course's long tasks."""
+
+import resource
+import signal
+from pathlib import Path
+
+import numpy as np
+import torch
+from joblib.externals.loky import get_reusable_executor
+from lightning.fabric import Fabric
+from test_data import fake_tiles
+
+from crc_helpers import data, data_readers, tile_store
+from crc_helpers.augmentation import VIEWS
+from crc_helpers.fine_tuning import fine_tune
+from crc_helpers.models import Classifier, Encoder
+from crc_helpers.pretraining import pretrain_encoder
+from crc_helpers.runs import fingerprint, save_table, save_weights
+
+
+def _engine() -> Fabric:
+    torch.set_num_threads(1)
+    return Fabric(accelerator="cpu", devices=1, precision="32-true")
+
+
+def pretraining(inputs: Path, out: Path) -> None:
+    """Lesson 03: a checkpoint and a log an epoch, at the end weights and log."""
+    fabric, tiles = _engine(), fake_tiles(np.arange(48) % 2)
+    object.__setattr__(tiles, "images", tile_store.TileStore(inputs / "store", "images"))
+    encoder, log = pretrain_encoder(
+        tiles, np.arange(48), out, fabric, views="tissue", backbone="resnet8", head="linear",
+        seed=0, size=16, epochs=6, batch=16, lr=1e-3, temperature=0.2,
+    )  # fmt: skip
+    save_table(out / "pretraining.csv", log.to_dict("records"))
+    save_weights(out / "encoder.safetensors", encoder, size=16, backbone="resnet8")
+
+
+def fine_tuning(inputs: Path, out: Path) -> None:
+    """Lesson 04, one arm of it."""
+    fabric, images = _engine(), tile_store.TileStore(inputs / "store", "images")
+    labels = np.arange(48) % 2
+    torch.manual_seed(0)
+    classifier = Classifier(Encoder("resnet8"), 2)
+    log = fine_tune(
+        classifier, images.pick(labels >= 0), labels, images[:12], labels[:12], VIEWS["gentle"],
+        fabric, size=16, epochs=6, batch=16, lr=1e-3, seed=0,
+        checkpoint=out / "fine_tuning.ckpt", mark=fingerprint(arm="one"),
+    )  # fmt: skip
+    save_table(out / "log.csv", log.to_dict("records"))
+    save_weights(out / "classifier.safetensors", classifier, size=16)
+
+
+def caching(inputs: Path, out: Path) -> None:
+    """Decode a folder of tiles into the cache."""
+    data.load_tiles("folder", inputs / "folder", size=64, cache=out)
+
+
+def downloading(inputs: Path, out: Path) -> None:
+    """Fetch, verify and unpack an archive; `inputs` holds the server's address."""
+    data_readers.download_ebhi(out, (inputs / "address").read_text())
+
+
+def drawing(inputs: Path, out: Path) -> None:
+    """`crc-course data prepare synthetic`, with its own worker processes."""
+    if not (out / "tissue").exists():  # which it would say, and stop; killed as it was done
+        data.prepare("synthetic", out / "tissue", n=16, seed=0)
+    get_reusable_executor().shutdown()  # a forked process would wait for its workers to tire
+
+
+def limited(task, limit: int, inputs: Path, out: Path, said: Path) -> None:
+    """Run a task where no file may grow beyond `limit` bytes, as on a full disk; keep its words."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+    try:
+        task(inputs, out)
+    except Exception as error:
+        said.write_text(f"{type(error).__name__}: {error}")

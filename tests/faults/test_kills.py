@@ -1,0 +1,229 @@
+"""SIGKILL at random moments, full disks, two runs at once: nothing corrupt, the next resumes."""
+
+import functools
+import hashlib
+import json
+import multiprocessing
+import os
+import threading
+import time
+import zipfile
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import numpy as np
+import pandas as pd
+import pytest
+import tasks
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from test_data import make_ebhi, make_folder
+
+from crc_helpers import course, runs, tile_store
+from crc_helpers.runs import RunError, only_one
+
+FULL = bool(os.environ.get("CRC_FAULTS"))  # `make test-faults`
+KILLS = 14 if FULL else 2  # of each task
+TASKS = [tasks.pretraining, tasks.fine_tuning, tasks.caching, tasks.downloading, tasks.drawing]
+CLOCK = ["seconds", "pairs_per_second"]  # the columns that no two runs share
+
+KILLED: list[int] = []
+
+pytestmark = pytest.mark.skipif(os.name == "nt", reason="SIGKILL is Unix's")
+
+# A fork has imported everything already: a real process to kill, milliseconds instead of seconds.
+CONTEXT = multiprocessing.get_context("fork" if os.name != "nt" else None)
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    """Tiles, a folder of images, and a server of an archive that takes its time."""
+    folder = tmp_path_factory.mktemp("inputs")
+    (folder / "store").mkdir()
+    store = tile_store.create(folder / "store", "images", (48, 3, 24, 24))
+    store[:] = np.random.default_rng(0).integers(0, 256, store.shape, np.uint8)
+    make_folder(folder / "folder", count=150)
+    with zipfile.ZipFile(folder / "made.zip", "w") as content:
+        for path in sorted(make_ebhi(folder / "ebhi").rglob("*.png")):
+            content.write(path, path.relative_to(folder / "ebhi"))
+        content.writestr("EBHI-SEG/padding.bin", np.random.default_rng(0).bytes(4_000_000))
+    archive = (folder / "made.zip").read_bytes()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            if self.path == "/record":
+                file = {"name": "EBHI-SEG.zip", "download_url": f"{url}/zip",
+                        "computed_md5": hashlib.md5(archive).hexdigest()}  # fmt: skip
+                return self.reply(200, json.dumps({"files": [file]}).encode())
+            start = int(self.headers.get("Range", "bytes=0-")[6:-1])
+            self.reply(206 if start < len(archive) else 416, archive[start:])
+
+        def reply(self, status, body):
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            for start in range(0, len(body), 1 << 17):
+                self.wfile.write(body[start : start + (1 << 17)])
+                time.sleep(0.01)
+
+        def handle_one_request(self):
+            try:
+                super().handle_one_request()
+            except ConnectionError:  # the client was killed
+                self.close_connection = True
+
+        def log_message(self, *_):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    url = f"http://127.0.0.1:{server.server_port}"
+    (folder / "address").write_text(f"{url}/record")
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    yield folder
+    server.shutdown()
+    server.server_close()
+
+
+def run(task, *arguments, kill_after=None):
+    """Run a task in a process of its own; the seconds it took, or None if it was killed first."""
+    process = CONTEXT.Process(target=task, args=arguments)
+    start = time.perf_counter()
+    process.start()
+    process.join(kill_after)
+    took = time.perf_counter() - start
+    if process.exitcode is None:
+        process.kill()
+        process.join()
+        return None
+    assert process.exitcode == 0
+    return took
+
+
+READERS = {
+    ".csv": pd.read_csv, ".json": lambda f: json.loads(f.read_text()), ".npy": np.load,
+    ".ckpt": functools.partial(torch.load, weights_only=True), ".safetensors": load_file,
+    ".png": lambda f: Image.open(f).load(), ".zip": lambda f: zipfile.ZipFile(f).testzip(),
+    ".txt": lambda f: f.read_text(), ".bin": lambda f: f.read_bytes(), ".part": lambda f: None,
+}  # fmt: skip
+
+
+def results(folder):
+    """Read every visible file; its bytes (logs without the clock) by its name."""
+    found = {}
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        name = str(path.relative_to(folder))
+        if any(part.startswith(".") for part in path.relative_to(folder).parts):
+            continue  # locks, and what the next writer of the same file clears away
+        content = READERS[path.suffix](path)
+        if path.suffix == ".csv":
+            content = content.drop(columns=CLOCK, errors="ignore").to_csv()
+        if path.suffix == ".ckpt":
+            content.pop("rows")
+            found[name] = hashlib.sha256(repr(content).encode()).hexdigest()
+        else:
+            found[name] = content if path.suffix == ".csv" else path.read_bytes()
+    return found
+
+
+@functools.cache
+def whole(task, inputs, folder):
+    """Results of a run that nobody disturbs, and its seconds (of a second one, all warm)."""
+    took = [run(task, inputs, new_folder(folder / str(i))) for i in range(2)][-1]
+    return results(folder / "1"), took
+
+
+def new_folder(path):
+    path.mkdir(parents=True)
+    return path
+
+
+@pytest.mark.parametrize("seed", range(KILLS))
+@pytest.mark.parametrize("task", TASKS, ids=lambda task: task.__name__)
+def test_a_killed_task_leaves_nothing_corrupt_and_resumes(task, seed, inputs, tmp_path):
+    expected, seconds = whole(task, inputs, inputs / "whole" / task.__name__)
+    out = new_folder(tmp_path / "out")
+    moments = np.random.default_rng([seed, TASKS.index(task)]).uniform(0, seconds, 1 + seed % 3)
+    killed = [run(task, inputs, out, kill_after=moment) for moment in moments]
+    assert set(results(out)) <= set(expected) | {"EBHI-SEG.zip.part"}  # and all were read
+    KILLED.append(killed.count(None))
+    run(task, inputs, out)
+    assert results(out) == expected
+    left = [p for p in out.rglob(".*") if p.suffix != ".lock"]
+    assert all(p.is_file() for p in left)  # half-written folders are gone
+
+
+def test_the_kills_have_met_their_tasks_alive():
+    print(f"{sum(KILLED)} kills")
+    assert sum(KILLED) >= (50 if FULL else 5)
+
+
+# --- full disks, folders that vanish, two at once ------------------------------------------------
+
+
+@pytest.mark.parametrize("limit", [1000, 100_000, 1_000_000])
+@pytest.mark.parametrize("task", TASKS[:4], ids=lambda task: task.__name__)
+def test_a_full_disk_ends_in_a_sentence_and_can_be_gone_on_from(task, limit, inputs, tmp_path):
+    """A limit on the size of files stands for the disk: the system refuses the same writes."""
+    out, said = new_folder(tmp_path / "out"), tmp_path / "said"
+    run(tasks.limited, task, limit, inputs, out, said)
+    if said.exists():
+        assert said.read_text().startswith(("RunError: ", "DataError: "))
+        assert "cannot be written" in said.read_text() and "File too large" in said.read_text()
+    else:
+        assert limit > 100_000  # small files only: nothing was refused
+    run(task, inputs, out)
+    assert results(out) == whole(task, inputs, inputs / "whole" / task.__name__)[0]
+
+
+@pytest.mark.parametrize("write", [
+    lambda path: runs.save_json(path / "a.json", {}), lambda path: runs.run_folder(path / "run"),
+    lambda path: runs.save_table(path / "a.csv", []), lambda path: only_one(path / "a").__enter__(),
+    lambda path: runs.save_checkpoint(path / "a.ckpt", "mark"),
+    lambda path: runs.save_weights(path / "a.safetensors", torch.nn.Linear(1, 1)),
+])  # fmt: skip
+@pytest.mark.parametrize("where", ["/proc/no", "a file"])
+def test_a_folder_that_cannot_be_written_is_said(write, where, tmp_path):
+    (tmp_path / "file").write_text("")
+    folder = tmp_path / "file" if where == "a file" else runs.Path(where)
+    with pytest.raises(RunError, match=r"cannot be written .*choose a folder .*run again to go on"):
+        write(folder)
+
+
+def hold(path, ready):
+    with only_one(path):
+        ready.set()
+        time.sleep(60)
+
+
+def test_a_second_run_is_refused_until_the_first_is_dead(tmp_path, capsys):
+    ready = CONTEXT.Event()
+    first = CONTEXT.Process(target=hold, args=(tmp_path / "lessons", ready))
+    first.start()
+    assert ready.wait(20)
+    assert course.main(["run", "--preset", "ci", "--out", str(tmp_path)]) == 2
+    assert "another process is writing" in capsys.readouterr().err
+    first.kill()
+    first.join()
+    with only_one(tmp_path / "lessons"):  # a dead process holds no lock
+        pass
+
+
+def test_two_trainings_do_not_share_a_checkpoint(inputs, tmp_path, monkeypatch):
+    ready = CONTEXT.Event()
+    first = CONTEXT.Process(target=hold, args=(tmp_path / "fine_tuning.ckpt", ready))
+    first.start()
+    assert ready.wait(20)
+    with pytest.raises(RunError, match=r"another process is writing .*fine_tuning\.ckpt"):
+        tasks.fine_tuning(inputs, tmp_path)
+    first.kill()
+    first.join()
+
+
+def test_what_killed_writers_leave_is_swept_after_an_hour(tmp_path):
+    old, new, other = (tmp_path / f".a-{name}.json" for name in ("12345678", "abcdefgh", "1234"))
+    for path in (old, new, other):
+        path.write_text("{")
+    os.utime(old, (0, 0))
+    os.utime(other, (0, 0))
+    runs.save_json(tmp_path / "a.json", {})
+    assert sorted(p.name for p in tmp_path.iterdir()) == [other.name, new.name, "a.json"]

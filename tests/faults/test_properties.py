@@ -1,0 +1,245 @@
+"""Properties that hold for any input: loaders, splits, metrics, boxes; and strange numbers."""
+
+import math
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import array_shapes, arrays
+from sklearn.metrics import roc_auc_score
+from test_data import HEADER, fake_tiles
+
+from crc_helpers import data_readers, pretraining
+from crc_helpers.augmentation import VIEWS
+from crc_helpers.data import DataError, split
+from crc_helpers.evaluation import (
+    bootstrap_interval,
+    expected_calibration_error,
+    macro_auc,
+    per_class,
+    precision_at_prevalence,
+    summarise,
+    wilson_interval,
+)
+from crc_helpers.fine_tuning import fine_tune
+from crc_helpers.grad_cam import boxes, hits, mass_inside, overlap
+from crc_helpers.models import Classifier, Encoder
+from crc_helpers.pretraining import collapsed, make_monitor
+from crc_helpers.runs import load_checkpoint, save_json
+
+settings.register_profile("course", deadline=None, derandomize=True, max_examples=100,
+                          suppress_health_check=list(HealthCheck))  # fmt: skip
+settings.load_profile("course")
+
+shares = st.floats(0.01, 0.99)
+text = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=12)
+
+
+# --- loaders -------------------------------------------------------------------------------------
+
+
+@given(st.binary(max_size=400) | text.map(str.encode))
+def test_any_bytes_are_an_image_or_a_sentence(content):
+    try:
+        tile, _, _ = data_readers.decode(Path("x.png"), 8, content)
+        assert tile.shape == (3, 8, 8) and tile.dtype == np.uint8
+    except DataError as error:
+        assert str(error).isprintable() and "x.png" in str(error)
+
+
+@given(st.lists(st.lists(text, min_size=4, max_size=4), max_size=4), st.sampled_from(",;\t"))
+def test_any_table_is_rows_or_a_sentence(tmp_path_factory, rows, separator):
+    path = tmp_path_factory.getbasetemp() / "any.csv"
+    path.write_text("\n".join([HEADER, *(separator.join(row) for row in rows)]), encoding="utf-8")
+    try:
+        table, _ = data_readers.read_table(path, data_readers.MHIST_COLUMNS)
+        assert len(table) > 0 and list(table) == list(data_readers.MHIST_COLUMNS)
+    except DataError as error:
+        assert str(error).isprintable() and "any.csv" in str(error)
+
+
+# --- splits --------------------------------------------------------------------------------------
+
+
+@given(st.lists(st.tuples(st.integers(-1, 2), st.integers(0, 9)), min_size=1, max_size=80),
+       st.booleans(), st.sampled_from(["auto", "paper", "random"]), shares, st.floats(0, 0.9),
+       st.integers(0, 2**32))  # fmt: skip
+def test_any_split_divides_or_says_why_not(tiles, grouped, scheme, test, validation, seed):
+    labels, groups = np.array(tiles).T
+    made = fake_tiles(labels, groups.astype(str) if grouped else None, None, ("a", "b", "c"))
+    try:
+        parts = split(made, scheme, test=test, validation=validation, seed=seed)
+    except DataError as error:
+        assert "fake" in str(error)
+        return
+    every = [parts.train, parts.val, parts.test, parts.unlabelled, parts.discarded]
+    together = np.concatenate(every)
+    assert len(together) == len(np.unique(together))  # no tile is in two parts
+    for part in (parts.train, parts.test):
+        assert set(labels[part]) == {0, 1, 2}
+    if parts.grouped:
+        seen, held = np.concatenate([parts.pretraining, parts.val]), parts.test
+        assert not set(groups[seen]) & set(groups[held])
+    again = split(made, scheme, test=test, validation=validation, seed=seed)
+    assert all((a == b).all() for a, b in zip(every[:3], [again.train, again.val, again.test],
+                                               strict=True))  # fmt: skip
+
+
+# --- intervals and metrics -----------------------------------------------------------------------
+
+
+@given(st.integers(0, 10**6), st.integers(0, 10**6), st.floats(0.5, 0.999))
+def test_wilson_holds_its_share(a, b, confidence):
+    low, high = wilson_interval(a, a + b, confidence)
+    assert 0 <= low <= (a / (a + b) if a + b else 0.5) <= high <= 1
+
+
+@given(arrays(float, st.integers(0, 40), elements=st.floats(-1e6, 1e6) | st.just(np.nan)))
+def test_bootstrap_is_ordered_or_undefined(values):
+    low, high = bootstrap_interval(lambda i: values[i].mean(), len(values), samples=50)
+    assert low <= high or (math.isnan(low) and math.isnan(high))
+
+
+@given(st.lists(st.tuples(st.integers(0, 1), st.integers(0, 3)), min_size=1, max_size=40))
+def test_area_counts_ties_half_and_one_class_as_undefined(pairs):
+    labels, scores = np.array(pairs).T
+    found = macro_auc(labels, np.column_stack([3 - scores, scores]) / 3)
+    if len(set(labels)) == 1:
+        assert math.isnan(found)
+    else:
+        assert found == pytest.approx(roc_auc_score(labels, scores))
+
+
+@settings(max_examples=25)
+@given(st.integers(0, 30), st.booleans(), st.integers(0, 1))
+def test_a_test_part_of_one_class_or_none_has_defined_metrics(n, grouped, label):
+    labels, found = np.full(n, label), np.tile([0.5, 0.5], (n, 1))
+    groups = np.arange(n) // 3 if grouped else None
+    m = summarise(labels, found, groups)
+    assert set(m) == {"accuracy", "balanced_accuracy", "auc"} and math.isnan(m["auc"]["value"])
+    assert m["accuracy"]["value"] == (label == 0) if n else math.isnan(m["accuracy"]["value"])
+    table = per_class(np.array([[n, 0], [0, 0]]), ("a", "b"))
+    assert table.loc["b", ["precision", "recall", "f1"]].tolist() == [0, 0, 0]
+    assert table.loc["b", ["recall_low", "recall_high"]].tolist() == [0, 1]
+    assert math.isnan(expected_calibration_error(labels, found)) == (n == 0)
+
+
+def test_undefined_numbers_are_null_in_json_and_nan_is_refused(tmp_path):
+    save_json(tmp_path / "m.json", {"auc": {"value": math.nan, "low": [math.inf, 1.5]}})
+    written = (tmp_path / "m.json").read_text()
+    assert "NaN" not in written and "1.5" in written
+    assert math.isnan(precision_at_prevalence(0.0, 1.0, 0.5))
+    with pytest.raises(ValueError, match="NaN: the network that gave it is broken"):
+        summarise(np.array([0]), np.array([[np.nan, 1.0]]))
+
+
+# --- boxes and maps ------------------------------------------------------------------------------
+
+maps = arrays(np.float32, array_shapes(min_dims=2, max_dims=2, max_side=12),
+              elements=st.floats(0, 1e6, width=32))  # fmt: skip
+
+
+@given(maps, st.floats(0.01, 1))
+def test_boxes_cover_what_is_hot_and_lie_inside(heat, threshold):
+    found = boxes(heat, threshold)
+    covered = np.zeros_like(heat, bool)
+    for x, y, width, height in found:
+        assert 0 <= x < x + width <= heat.shape[1] and 0 <= y < y + height <= heat.shape[0]
+        covered[y : y + height, x : x + width] = True
+    assert bool(found) == bool(heat.max() > 0)
+    assert not found or covered[heat >= threshold * heat.max()].all()
+
+
+@given(maps, st.integers(0, 2**32))
+def test_scores_of_a_map_are_shares_or_undefined(heat, seed):
+    mask = np.random.default_rng(seed).integers(0, 2, heat.shape).astype(np.uint8)
+    for score in (mass_inside, hits, overlap):
+        (value,) = score(heat[None], mask[None])
+        assert -1e-6 <= value <= 1 + 1e-5 if heat.max() > 0 else math.isnan(value)
+    assert boxes(np.full((3, 3), np.nan)) == []
+
+
+# --- training ------------------------------------------------------------------------------------
+
+SETTINGS = {"size": 16, "epochs": 2, "batch": 8, "lr": 1e-3, "seed": 0}
+
+
+def test_the_batch_that_made_a_loss_nan_is_kept(coloured_tiles, fabric, tmp_path, monkeypatch):
+    real, calls = torch.nn.functional.cross_entropy, []
+
+    def failing(*given):
+        calls.append(1)
+        return real(*given) * (math.nan if len(calls) == 2 else 1.0)
+
+    monkeypatch.setattr("crc_helpers.fine_tuning.F.cross_entropy", failing)
+    none = np.empty((0, 3, 24, 24), np.uint8), np.empty(0, np.int64)
+    with pytest.raises(
+        FloatingPointError, match=r"epoch 1 .*since batch 2.*kept in .*FINE_TUNE_LR"
+    ):
+        fine_tune(Classifier(Encoder("resnet8"), 2), coloured_tiles, np.arange(16) % 2, *none,
+                  VIEWS["gentle"], fabric, checkpoint=tmp_path / "run.ckpt",
+                  **SETTINGS)  # fmt: skip
+    with np.load(tmp_path / "run_bad_batch.npz") as kept:
+        assert (kept["epoch"], kept["step"]) == (1, 1)
+        np.testing.assert_array_equal(kept["images"], coloured_tiles[kept["index"]])
+        order = list(pretraining.batches(16, 8, 0, 1))
+        np.testing.assert_array_equal(kept["index"], order[1])
+    assert load_checkpoint(tmp_path / "run.ckpt", "") is None
+
+
+def test_labels_that_changed_are_not_gone_on_with(coloured_tiles, fabric, tmp_path, capsys):
+    labels = np.arange(16) % 2
+
+    def train(labels):
+        torch.manual_seed(0)
+        return fine_tune(Classifier(Encoder("resnet8"), 2), coloured_tiles, labels,
+                         coloured_tiles[:4], labels[:4], VIEWS["gentle"], fabric,
+                         checkpoint=tmp_path / "run.ckpt", mark="same", **SETTINGS)  # fmt: skip
+
+    train(labels)
+    train(1 - labels)
+    assert "belongs to other tiles or labels: training starts afresh" in capsys.readouterr().out
+
+
+def test_a_collapsed_encoder_is_reported(coloured_tiles, fabric, capsys):
+    images = SimpleNamespace(pick=lambda index: coloured_tiles[index])
+    tiles = SimpleNamespace(images=images, labels=np.arange(16) % 2)
+    encoder = Encoder("resnet8")
+    for parameter in encoder.parameters():
+        torch.nn.init.zeros_(parameter)  # says the same of every tile
+    monitor = make_monitor(tiles, np.arange(8), np.arange(8, 16), 16, 2, fabric)
+    assert collapsed(monitor(encoder, 2))
+    assert not collapsed(monitor(Encoder("resnet8"), 2)) and not collapsed({})
+    head = pretraining.ProjectionHead(encoder.dim, 8)
+    pretraining.pretrain(encoder, head, coloured_tiles, VIEWS["tissue"], fabric,
+                         temperature=0.2, monitor=monitor, **SETTINGS)  # fmt: skip
+    assert "the encoder has collapsed" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("changes", "words"), [
+    ({"epochs": 0}, "EPOCHS 0"), ({"batch": 0}, "BATCH is 0"), ({"batch": -8}, "BATCH is -8"),
+    ({"batch": 1}, "BATCH is 1"), ({"lr": -1.0}, "Invalid learning rate"),
+])  # fmt: skip
+@pytest.mark.parametrize("what", ["pretrain", "fine_tune"])
+def test_settings_that_cannot_train_are_refused(what, changes, words, coloured_tiles, fabric):
+    values, labels = SETTINGS | changes, np.arange(16) % 2
+    encoder, tiles = Encoder("resnet8"), coloured_tiles
+    with pytest.raises(ValueError, match=words):
+        if what == "pretrain":
+            head = pretraining.ProjectionHead(256)
+            pretraining.pretrain(encoder, head, tiles, VIEWS["tissue"], fabric, temperature=0.2,
+                                 **values)  # fmt: skip
+        else:
+            fine_tune(Classifier(encoder, 2), tiles, labels, tiles, labels, VIEWS["gentle"], fabric,
+                      **values)  # fmt: skip
+
+
+def test_batches_of_one_class_train(coloured_tiles, fabric):
+    labels = np.zeros(16, np.int64)
+    log = fine_tune(Classifier(Encoder("resnet8"), 2), coloured_tiles, labels, coloured_tiles,
+                    labels, VIEWS["gentle"], fabric, **SETTINGS)  # fmt: skip
+    assert np.isfinite(log[["loss", "val_loss"]]).all(axis=None)
