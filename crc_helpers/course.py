@@ -378,7 +378,8 @@ def study(arguments: argparse.Namespace) -> int:
         if not equals or name not in studies.Recipe.__dataclass_fields__:
             known = ", ".join(studies.Recipe.__dataclass_fields__)
             raise UsageError(f"--set {pair!r}: give NAME=VALUE, with a name of {known}")
-        recipe[name] = _value(pair, value)
+        found = _value(pair, value)
+        recipe[name] = tuple(found) if isinstance(found, list) else found
     rows = studies.do(arguments.name, arguments.data, root, arguments.seeds,
                       studies.Recipe(**recipe), folder)  # fmt: skip
     print(f"{len(rows)} rows in {folder / f'{arguments.name}_{arguments.data}.csv'}")

@@ -41,6 +41,7 @@ from crc_helpers.runs import (
     fingerprint,
     load_weights,
     make_fabric,
+    only_one,
     save_table,
     save_weights,
 )
@@ -604,14 +605,20 @@ def do(
     """
     if name not in STUDIES:
         raise ValueError(f"study {name!r} is unknown: choose one of {', '.join(STUDIES)}")
-    plan, measure = STUDIES[name]
-    file, recipe = folder / f"{name}_{data}.csv", recipe or Recipe()
+    file = folder / f"{name}_{data}.csv"
+    with only_one(file):
+        return _measure(*STUDIES[name], file, (data, root, recipe or Recipe()), seeds)
+
+
+def _measure(
+    plan: Callable, measure: Callable, file: Path, source: tuple, seeds: int
+) -> pd.DataFrame:
     rows = pd.read_csv(file).to_dict("records") if file.is_file() else []
-    size = {k: getattr(recipe, k) for k in ("n_tiles", "size", "backbone", "steps")}
-    for name_, value in size.items():
-        if others := {row[name_] for row in rows} - {value}:
+    size = {k: getattr(source[-1], k) for k in ("n_tiles", "size", "backbone", "steps")}
+    for what, value in size.items():
+        if others := {row[what] for row in rows} - {value}:
             raise RunError(
-                f"{file} holds rows of {name_} {others.pop()}, not {value}: give another folder"
+                f"{file} holds rows of {what} {others.pop()}, not {value}: give another folder"
                 " with --out"
             )
     facts = {"device": device_name(), "commit": _commit()}
@@ -619,13 +626,14 @@ def do(
         if any(all(str(row.get(k)) == str(v) for k, v in key.items()) for row in rows):
             continue
         start = time.perf_counter()
-        what = {k: v for k, v in key.items() if k != "seed"}
-        found = measure(trial(key["seed"], data, root, recipe), **what)
+        found = measure(
+            trial(key["seed"], *source), **{k: v for k, v in key.items() if k != "seed"}
+        )
         seconds = {"seconds": round(time.perf_counter() - start, 1)}
         rows.append(key | found | size | seconds | facts)
         save_table(file, rows)
-        print(*(f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in
-                (key | found).items()), sep=", ", flush=True)  # fmt: skip
+        said = (f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in rows[-1].items())
+        print(", ".join(said), flush=True)
     return pd.DataFrame(rows)
 
 

@@ -165,8 +165,8 @@ def test_no_threshold_is_better_than_the_best():
 # --- Site, metadata -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", ["Macenko", "Reinhard"])
-def test_normalised_tiles_come_nearer_to_the_reference_and_glass_stays(method):
+@pytest.mark.parametrize(("method", "left"), [("Macenko", 0.9), ("Reinhard", 0.1)])
+def test_normalised_tiles_come_nearer_to_the_reference_and_glass_stays(method, left):
     from crc_helpers.synthetic_tissue import TissueParameters, draw
 
     pale = draw(TissueParameters(haematoxylin=0.6, eosin=0.6), 1, 96).image
@@ -174,7 +174,7 @@ def test_normalised_tiles_come_nearer_to_the_reference_and_glass_stays(method):
     glass = np.full_like(pale, 250)
     done = claims.normalise_stain(np.stack([pale, glass]), dark, method)
     gap = [np.abs(i.mean(axis=(1, 2)) - dark.mean(axis=(1, 2))).mean() for i in (pale, done[0])]
-    assert gap[1] < gap[0] / 2
+    assert gap[1] < left * gap[0]
     assert done.dtype == np.uint8 and np.array_equal(done[1], glass)
     with pytest.raises(ValueError, match="'Vahadane' is unknown: choose one of Macenko, Reinhard"):
         claims.normalise_stain(done, dark, "Vahadane")
