@@ -23,6 +23,7 @@ from sklearn.metrics import balanced_accuracy_score
 from torch import Tensor, nn
 
 from crc_helpers import claims_on_trial as claims
+from crc_helpers import explanations_on_trial as trials
 from crc_helpers.augmentation import VIEWS, Views
 from crc_helpers.data import Split, Tiles, cache_folder, load_tiles, split
 from crc_helpers.evaluation import macro_auc
@@ -83,6 +84,12 @@ class Trial:
         """The cohort of this seed; real tiles are the same for all."""
         return load_tiles(self.data, self.root, classes=self.classes, n=self.recipe.n_tiles,
                           seed=FIRST_SEED + self.seed)  # fmt: skip
+
+    @cached_property
+    def marked(self) -> Tiles:
+        """The first of these tiles, drawn tissue only, with a dot of ink on every SSA."""
+        return load_tiles("synthetic", n=min(240, self.recipe.n_tiles), seed=FIRST_SEED + self.seed,
+                          shortcut="ink", strength=1.0)  # fmt: skip
 
     @cached_property
     def parts(self) -> Split:
@@ -212,6 +219,7 @@ def labels_row(t: Trial, fraction: float, arm: str) -> dict:
 
 STUDIES: dict[str, tuple[Callable[[int], Iterable[dict]], Callable[..., dict]]] = {
     "labels": (labels_plan, labels_row),
+    "explanations": (trials.explanations_plan, trials.explanations_row),
 }
 
 
