@@ -307,6 +307,8 @@ def area_under(curve: np.ndarray, shares: Sequence[float]) -> np.ndarray:
 
 # --- The study: what costs training ---------------------------------------------------------------
 
+# Sized to cost a quarter of an hour of one core: studies.do("explanations", recipe=Recipe(**SMALL))
+SMALL = {"n_tiles": 600, "steps": 150}
 ARMS = ("trained", "trained again", "shuffled labels", "untrained", "ink")
 
 
@@ -320,7 +322,8 @@ def explanations_row(t: Any, arm: str) -> dict:
 
     hit, mass, overlap: with the diagnostic region, or in "ink" with the dot; area: of the region,
     which is chance. spearman, ssim: agreement with the maps of "trained", for the same classes;
-    pair_...: of that network's maps of two different tiles.
+    pair_...: of that network's maps of two different tiles. ..._near: with one cell's width of
+    tolerance around the dot.
     """
     if arm == "ink":
         return _ink_row(t) if t.data == "synthetic" else {}
@@ -352,7 +355,12 @@ def _ink_row(t: Any) -> dict:
     clean = t.score(lambda i: predict(network, t.tiles.images.pick(i), t.recipe.size, t.fabric),
                     test)  # fmt: skip
     found |= {"accuracy_without_ink": clean["accuracy"]}
-    return found | region_scores(grad_cam(network, images[dotted]).maps, mask[dotted])
+    maps, mask = grad_cam(network, images[dotted]).maps, mask[dotted]
+    cell = mask.shape[-1] // maps.shape[-1]
+    wide = np.stack([cv2.dilate(m, np.ones((2 * cell + 1, 2 * cell + 1))) for m in mask])
+    near = region_scores(maps, wide)
+    found |= {"hit_near": near["hit"], "area_near": near["area"]}
+    return found | region_scores(maps, mask)
 
 
 def region_scores(maps: Tensor, region: np.ndarray) -> dict[str, float]:

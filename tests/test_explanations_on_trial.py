@@ -378,6 +378,7 @@ def test_study_goes_on_where_it_stopped(tmp_path, monkeypatch):
     other = rows.loc[["trained again", "shuffled labels", "untrained"], "spearman"]
     assert (other < 0.999).all() and rows["mass"].between(0, 1).all()
     assert rows.loc["ink", "area"] < 0.05 < rows.loc["trained", "area"]
+    assert rows.loc["ink", "area"] < rows.loc["ink", "area_near"] < 0.9
     assert rows["spearman"].isna().tolist() == [False] * 4 + [True]
     before = (tmp_path / "explanations_synthetic.csv").read_bytes()
     monkeypatch.setattr(trial, "train_network", None)  # nothing is measured twice
