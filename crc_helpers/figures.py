@@ -487,6 +487,8 @@ def interval_panels(
             colour = "0.45" if name in controls else PALETTE[0]
             ax.plot([low, high], [y, y], color=colour, linewidth=2.5, solid_capstyle="round")
             ax.plot(value, y, "s" if name in controls else "o", color=colour, markersize=6)
+            ax.annotate(f"{value:.2f}", (1.01, y), fontsize=9.5, va="center", color=colour,
+                        xycoords=("axes fraction", "data"))  # fmt: skip
         if title in (landmarks or {}):
             where, word = landmarks[title]
             ax.axvline(where, **CHANCE)
