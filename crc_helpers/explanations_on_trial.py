@@ -320,8 +320,8 @@ def explanations_plan(seeds: int) -> Iterator[dict]:
 def explanations_row(t: Any, arm: str) -> dict:
     """Measure the maps of one network on the test tiles: t is a `studies.Trial`.
 
-    hit, mass, overlap: with the diagnostic region, or in "ink" with the dot; area: of the region,
-    which is chance. spearman, ssim: agreement with the maps of "trained", for the same classes;
+    hit, mass, overlap: with the diagnostic region, or in "ink" with the dot, on tiles whose answer
+    changes when it is wiped off ("flips" is their share); area: of the region, which is chance. spearman, ssim: agreement with the maps of "trained", for the same classes;
     pair_...: of that network's maps of two different tiles. ..._near: with one cell's width of
     tolerance around the dot.
     """
@@ -346,16 +346,20 @@ def explanations_row(t: Any, arm: str) -> dict:
 
 def _ink_row(t: Any) -> dict:
     network, test = train_network(t, "ink"), t.parts.test
-    test = test[test < len(t.marked)]
+    test = test[test < len(t.marked)]  # the first, which both cohorts have
     mask = ink_mask(t.marked.images[test], t.tiles.images[test])
-    dotted = mask.any(axis=(1, 2))
-    images = tile_batch(t.marked, test, t.recipe.size)
-    found = t.score(lambda i: predict(network, t.marked.images.pick(i), t.recipe.size, t.fabric),
-                    test)  # fmt: skip
-    clean = t.score(lambda i: predict(network, t.tiles.images.pick(i), t.recipe.size, t.fabric),
-                    test)  # fmt: skip
-    found |= {"accuracy_without_ink": clean["accuracy"]}
-    maps, mask = grad_cam(network, images[dotted]).maps, mask[dotted]
+
+    def answers(tiles: Any) -> np.ndarray:
+        return predict(network, tiles.images.pick(test), t.recipe.size, t.fabric)
+
+    dotted, given = mask.any(axis=(1, 2)), {"ink": answers(t.marked), "no ink": answers(t.tiles)}
+    found = t.score(lambda _: given["ink"], test)
+    said = {name: p.argmax(axis=1) for name, p in given.items()}
+    found |= {"accuracy_without_ink": float((said["no ink"] == t.labels(test)).mean()),
+              "flips": float((said["ink"] != said["no ink"])[dotted].mean())}  # fmt: skip
+    decided = ink_decided(dotted, said["ink"], said["no ink"])
+    images = tile_batch(t.marked, test[decided], t.recipe.size)
+    maps, mask = grad_cam(network, images).maps, mask[decided]
     cell = mask.shape[-1] // maps.shape[-1]
     wide = np.stack([cv2.dilate(m, np.ones((2 * cell + 1, 2 * cell + 1))) for m in mask])
     near = region_scores(maps, wide)
@@ -384,6 +388,15 @@ def ink_mask(marked: np.ndarray, clean: np.ndarray) -> np.ndarray:
     marked, clean: uint8 (N, 3, H, W), the same tissue drawn with ink and without.
     """
     return (np.abs(marked.astype(int) - clean).max(axis=1) > 25).astype(np.uint8)
+
+
+def ink_decided(dotted: np.ndarray, with_ink: np.ndarray, without: np.ndarray) -> np.ndarray:
+    """Return on which tiles the ink decided the answer, bool (N,): wiped off, the class changes.
+
+    dotted: bool (N,); with_ink, without: classes predicted (N,). Where it decided none, all dotted.
+    """
+    changed = dotted & (with_ink != without)
+    return changed if changed.any() else dotted
 
 
 def train_network(t: Any, arm: str) -> Classifier:

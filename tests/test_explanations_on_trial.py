@@ -353,6 +353,13 @@ def test_ink_is_found_where_it_was_put(seed):
     assert not trial.ink_mask(plain.image[None], plain.image[None]).any()
 
 
+def test_ink_decided_where_wiping_it_off_changes_the_class():
+    dotted, clean = np.array([True, True, False, False]), np.array([0, 1, 0, 0])
+    found = trial.ink_decided(dotted, np.array([1, 1, 1, 0]), clean)
+    assert found.tolist() == [True, False, False, False]  # a change without ink is not the ink's
+    assert trial.ink_decided(dotted, clean, clean).tolist() == dotted.tolist()
+
+
 def test_region_scores_leave_out_tiles_without_a_region():
     maps = torch.zeros(2, 4, 4)
     maps[0, 0, 0], maps[1, 3, 3] = 1, 1
