@@ -321,9 +321,9 @@ def explanations_row(t: Any, arm: str) -> dict:
     """Measure the maps of one network on the test tiles: t is a `studies.Trial`.
 
     hit, mass, overlap: with the diagnostic region, or in "ink" with the dot, on tiles whose answer
-    changes when it is wiped off ("flips" is their share); area: of the region, which is chance. spearman, ssim: agreement with the maps of "trained", for the same classes;
-    pair_...: of that network's maps of two different tiles. ..._near: with one cell's width of
-    tolerance around the dot.
+    changes when it is wiped off ("flips" is their share); area: of the region, which is chance.
+    spearman, ssim: agreement with the maps of "trained", for the same classes; pair_...: of that
+    network's maps of two different tiles. ..._near: with a cell's width of tolerance round the dot.
     """
     if arm == "ink":
         return _ink_row(t) if t.data == "synthetic" else {}
