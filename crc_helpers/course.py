@@ -10,6 +10,7 @@ import shutil
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -380,8 +381,8 @@ def study(arguments: argparse.Namespace) -> int:
             raise UsageError(f"--set {pair!r}: give NAME=VALUE, with a name of {known}")
         found = _value(pair, value)
         recipe[name] = tuple(found) if isinstance(found, list) else found
-    rows = studies.do(arguments.name, arguments.data, root, arguments.seeds,
-                      studies.Recipe(**recipe), folder)  # fmt: skip
+    size = replace(studies.size_of(arguments.name), **recipe)
+    rows = studies.do(arguments.name, arguments.data, root, arguments.seeds, size, folder)
     print(f"{len(rows)} rows in {folder / f'{arguments.name}_{arguments.data}.csv'}")
     return 0
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import cv2
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -486,4 +487,98 @@ def split_luck(rows: pd.DataFrame, draw: int = 0) -> Figure:
                     color=PALETTE[3], fontsize=10)  # fmt: skip
         ax.set(ylabel="splits", title=f"split {scheme}")
     np.atleast_1d(axes)[-1].set(xlabel="accuracy on the test part of that split")
+    return figure
+
+
+def heat_rows(
+    images, heats: dict[str, np.ndarray], row_titles: Sequence[str], masks=None, width=1.95
+) -> Figure:
+    """Draw a tile a row (3, H, W) and its maps beside it, heats (N, h, w) by name.
+
+    Each map is on its own scale, as maps of different methods have different units.
+    """
+    size = (width * (len(heats) + 1) + 0.3, (width + 0.12) * len(images) + 0.2)
+    figure, axes = plt.subplots(len(images), len(heats) + 1, figsize=size, squeeze=False)
+    for r, (line, image) in enumerate(zip(axes, images, strict=True)):
+        mask = None if masks is None else masks[r]
+        show_tile(line[0], image, "tile" if r == 0 else "", mask)
+        line[0].text(-0.05, 0.5, row_titles[r], transform=line[0].transAxes, ha="right",
+                     va="center", rotation=90, fontsize=10)  # fmt: skip
+        for ax, (name, heat) in zip(line[1:], heats.items(), strict=True):
+            pixels = cv2.resize(heat[r], image.shape[:0:-1], interpolation=cv2.INTER_LINEAR)
+            overlay(ax, image, pixels, float(pixels.max()), mask=mask, title=name if r == 0 else "")
+    return figure
+
+
+def interval_panels(
+    panels: dict[str, Sequence[tuple[str, float, float, float]]],
+    landmarks: dict[str, tuple[float, str]] | None = None,
+    controls: Sequence[str] = (),
+    width: float = 3.3,
+) -> Figure:
+    """Draw several scores of the same things side by side, a panel of (name, value, low, high) rows
+    each; `landmarks` has a panel's value and name of chance, `controls` are drawn in grey.
+    """
+    names = [row[0] for row in next(iter(panels.values()))]
+    size = (width * len(panels) + 1.9, 0.95 + 0.34 * len(names))
+    figure, axes = plt.subplots(1, len(panels), figsize=size, squeeze=False, sharey=True)
+    for ax, (title, rows) in zip(axes[0], panels.items(), strict=True):
+        for y, (name, value, low, high) in enumerate(rows):
+            colour = "0.45" if name in controls else PALETTE[0]
+            ax.plot([low, high], [y, y], color=colour, linewidth=2.5, solid_capstyle="round")
+            ax.plot(value, y, "s" if name in controls else "o", color=colour, markersize=6)
+            ax.annotate(f"{value:.2f}", (1.01, y), fontsize=9.5, va="center", color=colour,
+                        xycoords=("axes fraction", "data"))  # fmt: skip
+        if title in (landmarks or {}):
+            where, word = landmarks[title]
+            ax.axvline(where, **CHANCE)
+            ax.annotate(word, (where, 0.0), xycoords=("data", "axes fraction"), ha="left",
+                        va="bottom", xytext=(3, 2), textcoords="offset points", color="0.35",
+                        fontsize=9)  # fmt: skip
+        ax.set_title(title, fontsize=11)
+        ax.tick_params(labelsize=10)
+        ax.grid(axis="x", color="0.9")
+    axes[0, 0].set(yticks=range(len(names)), yticklabels=names, ylim=(len(names) - 0.4, -0.6))
+    return figure
+
+
+def curve_panels(
+    panels: dict[str, dict[str, np.ndarray]],
+    x: Sequence,
+    xlabel: str,
+    ylabel: str,
+    controls: Sequence[str] = (),
+    columns: int = 2,
+    apart: bool = False,
+) -> Figure:
+    """Draw curves by name, a panel a title: value, low and high (3, S) over x (S,).
+
+    `controls` are drawn in grey; apart separates the last point, which is then a landmark.
+    """
+    rows = -(-len(panels) // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(5.0 * columns + 1.6, 3.3 * rows),
+                                squeeze=False, sharey="row")  # fmt: skip
+    at = x if not isinstance(x[0], str) else range(len(x))
+    greys = iter([("0.25", ":"), ("0.5", "--"), ("0.7", "-."), ("0.4", "-")])
+    styles = {name: next(greys) for name in controls}
+    colours = iter(PALETTE)
+    for ax, (title, curves) in zip(axes.flat, panels.items(), strict=True):
+        for name, (value, low, high) in curves.items():
+            if name not in styles:
+                styles[name] = (next(colours), "-")
+            colour, line = styles[name]
+            end = len(value) - 1 if apart else len(value)
+            ax.plot(at[:end], value[:end], line, color=colour, marker="o", markersize=4, label=name)
+            ax.fill_between(at[:end], low[:end], high[:end], color=colour, alpha=0.13, linewidth=0)
+            if apart:
+                ax.plot(at[end:], value[end:], "D", color=colour, markersize=7)
+        if at is not x:
+            ax.set_xticks(range(len(x)), x)
+        ax.set_title(title, fontsize=11)
+        ax.set(xlabel=xlabel)
+        ax.tick_params(labelsize=10)
+    for ax in axes[:, 0]:
+        ax.set(ylabel=ylabel)
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), frameon=False, fontsize=10,
+                  loc="outside right upper")  # fmt: skip
     return figure

@@ -27,6 +27,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
 from crc_helpers import claims_on_trial as claims
+from crc_helpers import explanations_on_trial as trials
 from crc_helpers.augmentation import VIEWS, Views
 from crc_helpers.data import Split, Tiles, cache_folder, load_tiles
 from crc_helpers.data import split as divide
@@ -95,6 +96,12 @@ class Trial:
             return self.given
         return load_tiles(self.data, self.root, classes=self.classes, n=self.recipe.n_tiles,
                           seed=FIRST_SEED + self.seed)  # fmt: skip
+
+    @cached_property
+    def marked(self) -> Tiles:
+        """The first of these tiles, drawn tissue only, with a dot of ink on every SSA."""
+        return load_tiles("synthetic", n=min(240, self.recipe.n_tiles), seed=FIRST_SEED + self.seed,
+                          shortcut="ink", strength=1.0)  # fmt: skip
 
     @cached_property
     def parts(self) -> Split:
@@ -574,10 +581,17 @@ STUDIES: dict[str, tuple[Callable[[int], Iterable[dict]], Callable[..., dict]]] 
     "questions": (questions_plan, questions_row),
     "metadata": (metadata_plan, metadata_row),
     "splits": (splits_plan, splits_row),
+    "explanations": (trials.explanations_plan, trials.explanations_row),
 }
+SIZES = {"explanations": Recipe(n_tiles=600, pretrain_epochs=20, steps=150)}  # where not the usual
 
 
 # --- Doing them -----------------------------------------------------------------------------------
+
+
+def size_of(name: str) -> Recipe:
+    """Return the recipe of a study's rows."""
+    return SIZES.get(name, Recipe())
 
 
 def read(name: str, data: str = "synthetic") -> pd.DataFrame:
@@ -607,7 +621,7 @@ def do(
         raise ValueError(f"study {name!r} is unknown: choose one of {', '.join(STUDIES)}")
     file = folder / f"{name}_{data}.csv"
     with only_one(file):
-        return _measure(*STUDIES[name], file, (data, root, recipe or Recipe()), seeds)
+        return _measure(*STUDIES[name], file, (data, root, recipe or size_of(name)), seeds)
 
 
 def _measure(

@@ -23,6 +23,7 @@ from crc_helpers import (
     augmentation,
     claims_on_trial,
     evaluation,
+    explanations_on_trial,
     fine_tuning,
     grad_cam,
     models,
@@ -43,7 +44,8 @@ def cells(file: Path, kind: str = "code"):
 def shown(number: int, **given):
     """Namespace of a lesson's imports, functions and constants, without running its cells."""
     namespace = dict(given)
-    for cell in cells(LESSONS[number - 1]):
+    (lesson,) = lesson_files(f"{number:02}")
+    for cell in cells(lesson):
         for node in ast.parse(cell.source).body:
             constant = (
                 isinstance(node, ast.Assign)
@@ -267,6 +269,55 @@ def test_losses_and_tests_shown_in_lesson_07_are_those_shared():
     np.testing.assert_allclose(lesson["holm"](p), claims_on_trial.holm(p))
 
 
+@pytest.fixture
+def explained():
+    """A random network, two tiles, a class each."""
+    torch.manual_seed(0)
+    model = models.Classifier(models.Encoder("resnet8"), 3).eval()
+    torch.nn.init.normal_(model.fc.weight)
+    coarse = torch.rand(2, 3, 4, 4)
+    return model, F.interpolate(coarse, (64, 64)), torch.tensor([2, 0])
+
+
+@pytest.mark.parametrize("name", ["hires_cam", "layer_cam"])
+@pytest.mark.parametrize("layer", ["layer2", "layer3"])
+def test_other_cams_shown_are_those_shared(explained, name, layer):
+    found = shown(8)[name](*explanations_on_trial.activations_and_gradient(*explained, layer))
+    shared = getattr(explanations_on_trial, name)(*explained, layer)
+    assert shared.max() > 0
+    torch.testing.assert_close(found, shared)
+
+
+def test_integrated_gradients_shown_are_those_shared(explained):
+    model, images, target = explained
+    shared = explanations_on_trial.integrated_gradients(model, images, target, 100)
+    for image, c, expected in zip(images, target, shared, strict=True):
+        found = shown(8)["path_gradients"](model, image[None], int(c), 100)
+        # Their points on the way differ, and so do the sums, a little.
+        assert (found - expected).norm() < 0.1 * expected.norm()
+
+
+def test_occlusion_shown_is_the_occlusion_shared(explained):
+    model, images, target = explained
+    shared = explanations_on_trial.occlusion(model, images, target, 16, 16)
+    for image, c, expected in zip(images, target, shared, strict=True):
+        found = shown(8)["cover"](model, image[None], int(c), 16)
+        torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-3)
+
+
+def test_deletion_shown_is_the_deletion_shared(explained):
+    model, images, target = explained
+    heat, shares = np.random.default_rng(0).random((2, 64, 64)), (0, 0.1, 0.3, 0.8)
+    shared = explanations_on_trial.perturbation_curve(
+        model, images, target, heat, explanations_on_trial.mean_fill, shares
+    )
+    assert np.ptp(shared, axis=1).max() > 0.01
+    with torch.no_grad():
+        for k in range(2):
+            found = shown(8)["deletion"](model, images[k : k + 1], int(target[k]), heat[k], shares)
+            np.testing.assert_allclose(found, shared[k], atol=1e-5)
+
+
 def test_cross_entropy_by_hand_is_torchs():
     (cell,) = [c for c in cells(LESSONS[3]) if "by_hand =" in c.source]
     namespace = {"torch": torch, "F": F}
@@ -409,7 +460,12 @@ def test_lesson_runs_alone_from_what_is_shipped(file, tmp_path):
         pytest.skip("these lessons start from data, not from weights; the run above covers them")
     import papermill
 
-    small = {"FINE_TUNE_EPOCHS": 1, "FINE_TUNE_LR": [1e-3]} if file.name[:2] == "04" else {}
+    settings = read_settings("ci", [], {n for f in LESSONS for n in parameters_of(f)})
+    costly = {
+        "04": ("FINE_TUNE_EPOCHS", "FINE_TUNE_LR"),
+        "08": ("COSTLY_TILES", "PATH_STEPS", "PERTURBED_TILES", "INK_TILES", "INK_STEPS"),
+    }
+    small = {name: settings[name] for name in costly.get(file.name[:2], ())}  # fmt: skip
     out = tmp_path / file.name
     given = {"RUN": str(tmp_path), "START_FROM": "shipped", **small}
     papermill.execute_notebook(file, out, given, progress_bar=False, cwd=str(NOTEBOOKS))

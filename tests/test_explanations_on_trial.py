@@ -1,0 +1,393 @@
+"""Maps against peers and by hand; every trial against a case whose answer is known."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from pytorch_grad_cam import HiResCAM, LayerCAM
+from pytorch_grad_cam.metrics.road import NoisyLinearImputer
+from pytorch_grad_cam.utils.image import scale_cam_image
+from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+from scipy.stats import spearmanr
+from skimage.metrics import structural_similarity
+from torch import nn
+
+from crc_helpers import explanations_on_trial as trial
+from crc_helpers import studies
+from crc_helpers.augmentation import STAINS
+from crc_helpers.grad_cam import enlarge, grad_cam, overlap
+from crc_helpers.models import Classifier, Encoder
+from crc_helpers.synthetic_tissue import TissueParameters, draw
+
+
+def make_model(name="resnet8", classes=3):
+    torch.manual_seed(0)
+    model = Classifier(Encoder(name), classes).eval()
+    nn.init.normal_(model.fc.weight)
+    return model
+
+
+def make_images(n=3, size=64):
+    coarse = torch.rand(n, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    return nn.functional.interpolate(coarse, (size, size), mode="nearest")
+
+
+def square(x, y, width, height, size=20):
+    """A map of zeros with one rectangle of ones."""
+    drawn = np.zeros((size, size), np.float32)
+    drawn[y : y + height, x : x + width] = 1
+    return drawn
+
+
+class Spotter(nn.Module):
+    """Two logits, -s and s: s is ten times the mean of red in one square, and nothing else."""
+
+    place = (slice(8, 16), slice(8, 16))
+
+    def forward(self, images):
+        spot = 10 * images[:, 0][:, *self.place].mean(dim=(1, 2))
+        return torch.stack([-spot, spot], dim=1)
+
+
+# --- Maps ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("layer", ["layer4", "layer2"])
+@pytest.mark.parametrize(
+    ("ours", "peer"), [(trial.hires_cam, HiResCAM), (trial.layer_cam, LayerCAM)]
+)
+def test_maps_are_pytorch_grad_cams(ours, peer, layer):
+    # In float64, because float32 noise grows through many random layers.
+    model, images = make_model("resnet18").double(), make_images(3, 96).double()
+    with peer(model, [model.encoder.stage(layer)]) as reference:
+        theirs = reference(images.clone(), [ClassifierOutputTarget(c) for c in range(3)])
+    found = ours(model, images, torch.arange(3), layer)
+    assert (found.amax(dim=(1, 2)) > 0).sum() >= 2  # a map of zeros would compare nothing
+    # Theirs are scaled to [0, 1] before enlarging, and again after.
+    scaled = scale_cam_image(enlarge(torch.from_numpy(scale_cam_image(found.numpy())), 96))
+    np.testing.assert_allclose(scaled, theirs, atol=1e-5)
+
+
+def test_hires_cam_is_grad_cam_in_the_last_layer_and_not_before():
+    model, images, target = make_model(), make_images(), torch.tensor([0, 1, 2])
+    last = grad_cam(model, images, target).maps
+    torch.testing.assert_close(trial.hires_cam(model, images, target), last, atol=1e-6, rtol=1e-4)
+    earlier = grad_cam(model, images, target, "layer2").maps
+    other = trial.hires_cam(model, images, target, "layer2")
+    assert (other - earlier).abs().max() > 0.1 * earlier.max()
+
+
+def test_layer_cam_is_never_below_hires_cam():
+    model, images, target = make_model(), make_images(), torch.tensor([0, 1, 2])
+    for layer in ("layer2", "layer3"):
+        higher = trial.layer_cam(model, images, target, layer)
+        assert (higher >= trial.hires_cam(model, images, target, layer) - 1e-6).all()
+
+
+def test_integrated_gradients_add_up_to_the_change_of_the_logit():
+    model, images, target = make_model(), make_images(), torch.tensor([2, 0, 1])
+    maps = trial.integrated_gradients(model, images, target, steps=200)
+    with torch.no_grad():
+        change = model(images) - model(trial.mean_colour(images))
+    change = change.gather(1, target[:, None])[:, 0]
+    assert change.abs().max() > 0.1
+    torch.testing.assert_close(maps.sum(dim=(1, 2)), change, atol=0.02, rtol=0.02)
+
+
+def test_integrated_gradients_of_a_linear_score_are_weight_times_distance():
+    images = make_images(2, 32)
+    maps = trial.integrated_gradients(Spotter(), images, torch.tensor([1, 1]), steps=2)
+    distance = (images - trial.mean_colour(images))[:, 0] * 10 / 64
+    inside = (slice(None), *Spotter.place)
+    torch.testing.assert_close(maps[inside], distance[inside])
+    maps[inside] = 0
+    assert maps.abs().max() == 0
+
+
+def test_occlusion_finds_the_one_square_that_counts():
+    images = torch.full((2, 3, 32, 32), 0.25)
+    images[0, :, 8:16, 8:16] = 1.0
+    maps = trial.occlusion(Spotter(), images, torch.tensor([1, 1]), window=8, stride=8)
+    mean = 0.25 + 0.75 / 16
+    expected = torch.zeros(2, 32, 32)
+    expected[0, 8:16, 8:16] = 10 * (1 - mean)
+    torch.testing.assert_close(maps, expected, atol=1e-4, rtol=1e-4)  # a plain tile has nothing
+    against = trial.occlusion(Spotter(), images, torch.tensor([0, 0]), window=8, stride=8)
+    torch.testing.assert_close(against, -expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("method", [trial.integrated_gradients, trial.occlusion])
+def test_what_is_explained_is_left_as_it_was(method):
+    model, images = make_model().train(), make_images()
+    before = images.clone()
+    maps = method(model, images, torch.tensor([0, 1, 2]))
+    assert maps.shape == (3, 64, 64) and not maps.requires_grad
+    assert model.training and torch.equal(images, before) and not images.requires_grad
+    assert all(p.grad is None for p in model.parameters())
+
+
+# --- Controls ------------------------------------------------------------------------------------
+
+
+def test_edges_are_where_brightness_jumps():
+    images = torch.zeros(1, 3, 32, 32)
+    images[..., 20:] = 1
+    edges = trial.edge_map(images, 0.5)[0]
+    assert edges[:, 19:21].min() > 1 and edges[:, :16].max() == 0
+
+
+def test_stain_map_sees_haematoxylin_and_not_eosin():
+    density = torch.zeros(1, 32, 32, 3)
+    density[0, :, :16], density[0, :, 16:] = 0.7 * STAINS[0], 0.9 * STAINS[1]
+    found = trial.stain_map((-density).exp().movedim(-1, 1), 0.1)[0]
+    np.testing.assert_allclose(found[:, :16], 0.7, atol=1e-3)
+    np.testing.assert_allclose(found[:, 16:], 0, atol=1e-3)
+
+
+def test_centre_is_the_centre():
+    bump = trial.centre_map(2, 21)
+    assert bump.shape == (2, 21, 21) and np.unravel_index(bump[1].argmax(), (21, 21)) == (10, 10)
+
+
+# --- Against a region ----------------------------------------------------------------------------
+
+
+def test_iou_of_the_hottest_share_by_hand():
+    region, heat = square(0, 0, 10, 20), square(0, 0, 20, 5) * 2 + square(0, 0, 5, 20)
+    found = trial.iou_curve(heat[None], region[None], [0.25])
+    # The hottest quarter is the five upper rows, of which half lies in the left half.
+    np.testing.assert_allclose(found, [[50 / (100 + 200 - 50)]])
+
+
+def test_iou_curve_peaks_at_one_for_the_region_itself_and_ends_at_its_area():
+    region = square(2, 3, 8, 5)
+    found = trial.iou_curve(region[None], region[None], [0.05, 0.1, 0.2, 1.0])
+    np.testing.assert_allclose(found, [[0.5, 1.0, 0.5, 0.1]])
+
+
+def test_iou_curve_at_the_regions_own_share_is_overlap():
+    rng = np.random.default_rng(0)
+    heat, region = rng.random((4, 20, 20)), np.stack([square(3, 3, 10, 8)] * 4)
+    np.testing.assert_allclose(trial.iou_curve(heat, region, [0.2])[:, 0], overlap(heat, region))
+
+
+def test_iou_curve_of_a_zero_map_is_undefined():
+    region = square(0, 0, 5, 5)
+    assert np.isnan(trial.iou_curve(0 * region[None], region[None], [0.1, 0.5])).all()
+
+
+def test_box_overlap_by_hand():
+    region = square(4, 4, 4, 4) + square(14, 14, 2, 2)
+    heats = np.stack([
+        square(4, 4, 4, 4), square(6, 4, 4, 4), square(14, 14, 2, 2), square(0, 10, 3, 3),
+        0.4 * square(0, 0, 20, 20) + square(4, 4, 4, 4),  # what is below half is not boxed
+        square(4, 4, 4, 4) + square(0, 12, 8, 8),  # of two hot regions the larger one speaks
+        square(0, 0, 0, 0),
+    ])  # fmt: skip
+    found = trial.box_overlap(heats, np.stack([region] * len(heats)))
+    np.testing.assert_allclose(found, [1, 8 / 24, 1, 0, 1, 0, np.nan])
+    assert trial.box_overlap(heats[:1], np.zeros((1, 20, 20))).tolist() == [0]
+
+
+# --- Agreement -----------------------------------------------------------------------------------
+
+
+def make_pairs():
+    one = make_images(4, 48).mean(dim=1).numpy()
+    noise = np.random.default_rng(0).random(one.shape).astype(np.float32)
+    return one, 0.7 * one + 0.3 * noise
+
+
+def test_rank_correlation_is_scipys():
+    one, other = make_pairs()
+    expected = [spearmanr(a.ravel(), b.ravel())[0] for a, b in zip(one, other, strict=True)]
+    np.testing.assert_allclose(trial.rank_correlation(one, other), expected)
+    np.testing.assert_allclose(trial.rank_correlation(one, -(one**3)), -1)
+    assert np.isnan(trial.rank_correlation(one[:1], 0 * one[:1])).all()
+
+
+def test_ssim_is_scikit_images():
+    one, other = make_pairs()
+    expected = [
+        structural_similarity(a / a.max(), b / b.max(), data_range=1, gaussian_weights=True,
+                              sigma=1.5, use_sample_covariance=False)
+        for a, b in zip(one.astype(float), other.astype(float), strict=True)
+    ]  # fmt: skip
+    assert 0.05 < np.mean(expected) < 0.95
+    np.testing.assert_allclose(trial.ssim(one, other), expected, atol=1e-6)
+    np.testing.assert_allclose(trial.ssim(one, 5 * one), 1)
+    assert np.isnan(trial.ssim(one[:1], 0 * one[:1])).all()
+
+
+def test_at_size_averages_fine_maps_and_interpolates_coarse_ones():
+    fine = torch.arange(16.0).view(1, 4, 4)
+    np.testing.assert_allclose(trial.at_size(fine, 2)[0], [[2.5, 4.5], [10.5, 12.5]])
+    np.testing.assert_allclose(trial.at_size(fine, 12), enlarge(fine, 12))
+
+
+def test_cascade_forgets_from_the_last_layer_to_the_first():
+    model = make_model()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    steps = list(trial.cascade(model, seed=3))
+    assert [name for name, _ in steps] == ["fc", "layer3", "layer2", "layer1", "all"]
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    kept = []
+    for name, network in steps:
+        # Normalisation starts from ones in both, so only weights with two dimensions can differ.
+        weights = {k: v for k, v in network.named_parameters() if v.ndim > 1}
+        same = {k for k, v in weights.items() if torch.equal(v, before[k])}
+        assert not any(k.startswith((name, f"encoder.backbone.{name}.")) for k in same)
+        kept.append(same)
+    assert all(later < earlier for earlier, later in pairwise(kept))
+    torch.manual_seed(3)
+    fresh = Classifier(Encoder("resnet8"), 3).state_dict()
+    assert all(torch.equal(v, fresh[k]) for k, v in steps[-1][1].state_dict().items())
+
+
+# --- Faithfulness --------------------------------------------------------------------------------
+
+
+def make_hole(size=32):
+    gone = torch.zeros(2, size, size, dtype=torch.bool)
+    gone[0, 8:20, 5:14], gone[1, :6, 20:] = True, True
+    return gone
+
+
+def make_smooth(size=32):
+    x = torch.linspace(0, 1, size)
+    plane = 0.2 + 0.5 * x[:, None] + 0.2 * x[None]
+    return torch.stack([plane, plane.T, 1 - plane]).expand(2, 3, size, size).clone()
+
+
+def test_mean_fill_paints_the_mean_and_nothing_else():
+    images, gone = make_images(2, 32), make_hole()
+    filled = trial.mean_fill(images, gone)
+    holes = gone[:, None].expand_as(images)
+    torch.testing.assert_close(filled[holes], trial.mean_colour(images)[holes])
+    assert torch.equal(filled[~holes], images[~holes])
+
+
+def test_imputed_fill_comes_near_roads_exact_solution():
+    images, gone = make_images(2, 32), make_hole()
+    gone[0, ::3, ::2] = True  # scattered pixels beside a block
+    exact = torch.stack([
+        NoisyLinearImputer(noise=0)(image, (~hole).float())
+        for image, hole in zip(images, gone, strict=True)
+    ])  # fmt: skip
+    ours = trial.imputed_fill(images, gone, noise=0)
+    holes = gone[:, None].expand_as(images)
+    assert (trial.mean_fill(images, gone) - exact)[holes].abs().mean() > 0.1
+    assert (ours - exact)[holes].abs().mean() < 0.01
+    assert torch.equal(ours[~holes], images[~holes])
+
+
+def test_imputed_fill_continues_a_plane():
+    gone = make_hole()[:1].expand(2, -1, -1)  # inside: at the border neighbours are on one side
+    filled = trial.imputed_fill(make_smooth(), gone, noise=0, rounds=200)
+    torch.testing.assert_close(filled, make_smooth(), atol=0.01, rtol=0)
+
+
+def test_imputed_fill_adds_the_noise_it_is_asked_for():
+    images, gone = make_smooth(), make_hole()
+    rough = trial.imputed_fill(images, gone, 0.05) - trial.imputed_fill(images, gone, 0)
+    holes = gone[:, None].expand_as(images)
+    assert rough[holes].std() == pytest.approx(0.05, rel=0.15) and rough[~holes].abs().max() == 0
+
+
+def test_imputed_fill_survives_a_tile_of_which_nothing_is_left():
+    everything = torch.ones(2, 32, 32, dtype=torch.bool)
+    assert trial.imputed_fill(make_smooth(), everything).isfinite().all()
+
+
+def spotted():
+    """Two red squares on black, where Spotter looks; a map that is hot there, and its contrary."""
+    images = torch.zeros(2, 3, 32, 32)
+    images[:, 0, 8:16, 8:16] = 1
+    return images, images[:, 0].numpy(), 1 - images[:, 0].numpy()
+
+
+SHARES = (0.0, 1 / 32, 1 / 16, 0.5)  # the square has a sixteenth of the pixels
+
+
+def test_deletion_falls_where_the_map_is_right_and_not_where_it_is_wrong():
+    images, right, wrong = spotted()
+    target, sure, mean = torch.tensor([1, 1]), 1 / (1 + np.exp(-20)), 1 / 16
+    arguments = (trial.mean_fill, SHARES)
+    falls = trial.perturbation_curve(Spotter(), images, target, right, *arguments)
+    half, none = (1 + mean) / 2, mean
+    expected = [1 / (1 + np.exp(-20 * s)) for s in (1, half, none, none)]
+    np.testing.assert_allclose(falls, [expected, expected], atol=1e-5)
+    stays = trial.perturbation_curve(Spotter(), images, target, wrong, *arguments)
+    np.testing.assert_allclose(stays, np.full((2, 4), sure), atol=1e-5)
+
+
+def test_insertion_rises_as_soon_as_the_right_pixels_are_there():
+    images, right, wrong = spotted()
+    target = torch.tensor([0, 1])
+    rises = trial.perturbation_curve(
+        Spotter(), images, target, right, trial.mean_fill, SHARES, True
+    )
+    np.testing.assert_allclose(rises[1, 2:], 1, atol=1e-5)
+    assert rises[1, 0] < rises[1, 1] < rises[1, 2]
+    np.testing.assert_allclose(rises[0], 1 - rises[1], atol=1e-5)  # the class asked about
+    late = trial.perturbation_curve(Spotter(), images, target, wrong, trial.mean_fill, SHARES, True)
+    np.testing.assert_allclose(late[1], rises[1, 0], atol=1e-5)
+
+
+def test_area_under_is_a_mean_height():
+    curves, shares = np.array([[0.3, 0.3, 0.3], [1.0, 0.5, 0.0]]), [0.1, 0.3, 0.5]
+    np.testing.assert_allclose(trial.area_under(curves, shares), [0.3, 0.5])
+    np.testing.assert_allclose(trial.area_under(np.array([[1.0, 0, 0]]), [0, 0.1, 1]), [0.05])
+
+
+# --- Ink, and the study --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_ink_is_found_where_it_was_put(seed):
+    plain, marked = (draw(TissueParameters(ink_dot=dot), seed) for dot in (0, 1))
+    found = trial.ink_mask(marked.image[None], plain.image[None])[0]
+    both, either = (found & marked.ink).sum(), (found | marked.ink).sum()
+    assert marked.ink.sum() > 500 and both / either > 0.9
+    assert not trial.ink_mask(plain.image[None], plain.image[None]).any()
+
+
+def test_ink_decided_where_wiping_it_off_changes_the_class():
+    dotted, clean = np.array([True, True, False, False]), np.array([0, 1, 0, 0])
+    found = trial.ink_decided(dotted, np.array([1, 1, 1, 0]), clean)
+    assert found.tolist() == [True, False, False, False]  # a change without ink is not the ink's
+    assert trial.ink_decided(dotted, clean, clean).tolist() == dotted.tolist()
+
+
+def test_region_scores_leave_out_tiles_without_a_region():
+    maps = torch.zeros(2, 4, 4)
+    maps[0, 0, 0], maps[1, 3, 3] = 1, 1
+    region = np.zeros((2, 16, 16), np.uint8)
+    region[0, :8, :8] = 1
+    found = trial.region_scores(maps, region)
+    assert found["hit"] == 1 and found["mass"] > 0.99 and found["area"] == 0.25
+
+
+def test_study_plans_every_arm_of_every_seed():
+    plan = list(trial.explanations_plan(2))
+    assert len(plan) == 10 and {row["seed"] for row in plan} == {0, 1}
+    assert {row["arm"] for row in plan} == set(trial.ARMS)
+
+
+@pytest.mark.slow
+def test_study_goes_on_where_it_stopped(tmp_path, monkeypatch):
+    monkeypatch.setenv("CRC_HELPERS_CACHE", str(tmp_path / "cache"))
+    small = studies.Recipe(n_tiles=120, size=32, steps=4, batch=16)
+    rows = studies.do("explanations", seeds=1, recipe=small, folder=tmp_path).set_index("arm")
+    assert list(rows.index) == list(trial.ARMS)
+    assert rows.loc["trained", ["spearman", "ssim"]].to_numpy() == pytest.approx(1)
+    other = rows.loc[["trained again", "shuffled labels", "untrained"], "spearman"]
+    assert (other < 0.999).all() and rows["mass"].between(0, 1).all()
+    assert rows.loc["ink", "area"] < 0.05 < rows.loc["trained", "area"]
+    assert rows.loc["ink", "area"] < rows.loc["ink", "area_near"] < 0.9
+    assert rows["spearman"].isna().tolist() == [False] * 4 + [True]
+    before = (tmp_path / "explanations_synthetic.csv").read_bytes()
+    monkeypatch.setattr(trial, "train_network", None)  # nothing is measured twice
+    again = studies.do("explanations", seeds=1, recipe=small, folder=tmp_path)
+    assert len(again) == 5 and (tmp_path / "explanations_synthetic.csv").read_bytes() == before
