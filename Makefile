@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help course lab test test-fast test-browser lint bench notebooks clean
+.PHONY: help course lab test test-fast test-browser films lint bench notebooks clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -30,8 +30,11 @@ test: $(INSTALLED)  ## run every test, the notebooks among them
 test-fast: $(INSTALLED)  ## run the tests that need no training and no notebook
 	$(BIN)/python -m pytest -m 'not slow'
 
-test-browser: $(INSTALLED)  ## operate every explorer in JupyterLab; needs Chromium on the PATH
-	CRC_BROWSER=1 $(BIN)/python -m pytest tests/test_browser.py
+test-browser: $(INSTALLED)  ## operate every explorer in JupyterLab; skipped without Chromium
+	$(BIN)/python -m pytest tests/test_browser.py
+
+films: $(INSTALLED)  ## film two explorers for the README; needs Chromium
+	$(BIN)/python tests/browser.py
 
 lint: $(INSTALLED)  ## check style
 	$(BIN)/ruff check .
