@@ -271,7 +271,7 @@ def tissue_figure(parameters: TissueParameters, seed: int) -> Figure:
     axes[2].set_xlabel("votes for SSA, of seven", fontsize=10)
     axes[2].set_ylabel("share of panels", fontsize=10)
     axes[2].tick_params(labelsize=9)
-    axes[2].set_title(f"published SSA: {share[4:].sum():.0%}", fontsize=10)
+    axes[2].set_title(f"label SSA in {share[4:].sum():.0%}", fontsize=10)
     rule = f"distortion of the worst crypt {found:.2f}, SSA from {UNEQUIVOCAL}"
     figure.supxlabel(f"by the rule: {CLASS_NAMES[diagnose([found])]} ({rule})", fontsize=11)
     return figure
@@ -331,7 +331,7 @@ def views_figure(
     axes[0].set(xlim=(0, image.shape[-1]), ylim=(image.shape[-1], 0))
     if kept is not None:
         survives = "yes" if kept.min() > 0.5 else "perhaps" if kept.min() > 0.1 else "no"
-        figure.supxlabel(f"Would the diagnosis survive in both views? {survives}", fontsize=11)
+        figure.supxlabel(f"Would the diagnosis survive both crops? {survives}", fontsize=11)
     return figure
 
 
