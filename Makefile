@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help course lab test test-fast test-browser test-faults fuzz lint bench notebooks clean
+.PHONY: help course lab test test-fast test-browser test-faults fuzz films lint bench notebooks clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -36,8 +36,11 @@ test-faults: $(INSTALLED)  ## kills, bad input, long use: the full count, half a
 fuzz: $(INSTALLED)  ## ten minutes of damaged images and tables
 	$(BIN)/python -W ignore tests/faults/fuzz.py --minutes 10
 
-test-browser: $(INSTALLED)  ## operate every explorer in JupyterLab; needs Chromium on the PATH
-	CRC_BROWSER=1 $(BIN)/python -m pytest tests/test_browser.py
+test-browser: $(INSTALLED)  ## operate every explorer in JupyterLab; skipped without Chromium
+	$(BIN)/python -m pytest tests/test_browser.py
+
+films: $(INSTALLED)  ## film two explorers for the README; needs Chromium
+	$(BIN)/python tests/browser.py
 
 lint: $(INSTALLED)  ## check style
 	$(BIN)/ruff check .

@@ -8,6 +8,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
+from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from matplotlib_inline.backend_inline import set_matplotlib_formats
@@ -32,7 +33,8 @@ def set_style() -> None:
     plt.rcParams.update(
         {"figure.dpi": 80, "savefig.dpi": 110, "axes.spines.top": False,
          "axes.spines.right": False, "figure.constrained_layout.use": True,
-         "axes.titlesize": 12, "axes.titleweight": "bold"}
+         "axes.titlesize": 12, "axes.titleweight": "bold",
+         "axes.titley": 1.0}  # else matplotlib lays out every tick, even hidden ones, to place it
     )  # fmt: skip
 
 
@@ -53,10 +55,18 @@ def show_tile(
 ) -> None:
     """Draw one tile without axes; `mask` (H, W) is outlined."""
     axes.imshow(as_picture(image), **kw)
-    if mask is not None and mask.any():
-        axes.contour(mask, levels=[0.5], colors=["#00e5ff"], linewidths=1.6)
-    axes.set_title(title, fontsize=10)
+    if mask is not None:
+        outline(axes, mask)
+    axes.set_title(title, fontsize=10, parse_math=False)  # a $ in a file's name is no formula
     axes.set_axis_off()
+
+
+def outline(axes, mask: np.ndarray) -> None:
+    """Draw the borders of a region (H, W) of 0 and 1; a tenth of the time of `axes.contour`."""
+    borders, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
+    lines = PolyCollection([points[:, 0] for points in borders], edgecolor="#00e5ff",
+                           facecolor="none", linewidth=1.6)  # fmt: skip
+    axes.add_collection(lines, autolim=False)
 
 
 def tile_grid(
@@ -322,15 +332,13 @@ def confusion(counts: np.ndarray, class_names: Sequence[str], title: str = "") -
 def draw_confusion(ax, counts: np.ndarray, class_names: Sequence[str], title: str = "") -> None:
     """Draw a confusion matrix into axes; see `confusion`."""
     share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    text = [
-        [f"{n}\n{s:.0%}" for n, s in zip(*row, strict=True)]
-        for row in zip(counts, share, strict=True)
-    ]
-    sns.heatmap(share, annot=np.array(text), fmt="", cmap="Blues", vmin=0, vmax=1, square=True,
-                cbar=False, xticklabels=class_names, yticklabels=class_names, ax=ax,
-                annot_kws={"size": 13})  # fmt: skip
+    ax.imshow(share, cmap="Blues", vmin=0, vmax=1)
+    for (t, p), n in np.ndenumerate(counts):
+        ax.text(p, t, f"{n}\n{share[t, p]:.0%}", ha="center", va="center", fontsize=13,
+                color="white" if share[t, p] > 0.5 else "0.15")  # fmt: skip
+    ax.set_xticks(range(len(counts)), class_names)
+    ax.set_yticks(range(len(counts)), class_names)
     ax.set(xlabel="predicted", ylabel="truth", title=title)
-    ax.tick_params(axis="y", rotation=0)
 
 
 def roc_and_precision_recall(
@@ -403,8 +411,8 @@ def overlay(
     )
     ax.imshow(heat, cmap=HEAT, vmin=0, vmax=max(vmax, 1e-12), alpha=opacity)
     draw_boxes(ax, boxes)
-    if mask is not None and mask.any():
-        ax.contour(mask, levels=[0.5], colors=["#00e5ff"], linewidths=1.6)
+    if mask is not None:
+        outline(ax, mask)
     ax.set_title(title, fontsize=10)
     ax.set_axis_off()
 

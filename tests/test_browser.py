@@ -1,105 +1,95 @@
 """The explorers in a real JupyterLab: every control of every lesson, in headless Chromium.
 
-Screenshots at two widths are left in `runs/screenshots/` (`CRC_SCREENSHOTS` names another folder).
+Left in `runs/screenshots/` (`CRC_SCREENSHOTS` names another folder): how each explorer looks at two
+widths, before and after, and `seconds.json`, from a control's change to the new picture on screen.
 """
 
 import io
+import json
 import os
-import shutil
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
+from dataclasses import replace
 from pathlib import Path
 
-import nbformat
 import numpy as np
 import pytest
+from lightning.fabric import Fabric
+from nbconvert import HTMLExporter
 from PIL import Image
 
-from crc_helpers.course import lesson_files, parameters_of, read_settings
-from crc_helpers.explorers import as_png, tissue_figure
+pytest.importorskip("playwright.sync_api", reason="no playwright here: pip install -e '.[test]'")
+from browser import (
+    CHROMIUM,
+    describe,
+    jupyterlab,
+    open_lesson,
+    pictures,
+    quiet,
+    small_lessons,
+    stop_kernels,
+    whole,
+)
+from playwright.sync_api import sync_playwright
+
+from crc_helpers import data, explorers, models, runs
+from crc_helpers.augmentation import VIEWS
+from crc_helpers.course import lesson_files
 from crc_helpers.figures import set_style
-from crc_helpers.runs import run_folder
+from crc_helpers.fine_tuning import predict
 from crc_helpers.synthetic_tissue import TissueParameters
 
-if not os.environ.get("CRC_BROWSER"):
-    pytest.skip("on demand: make test-browser", allow_module_level=True)
-playwright = pytest.importorskip("playwright.sync_api")
-CHROMIUM = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-)
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: apt-get install chromium"),
 ]
-# Lesson: explorers in it, and the parameters it gets: what trains, trains as little as it can.
-LESSONS = {"01": 1, "02": 1, "03": 2, "04": 1, "05": 1, "06": 2}
-SHIPPED = {"02", "05", "06"}
-HASH = """async picture => {
-  const bytes = await (await fetch(picture.src)).arrayBuffer()
+EXPLORERS = {"01": 1, "02": 1, "03": 2, "04": 1, "05": 1, "06": 2}  # how many, in each lesson
+BYTES = "async p => Array.from(new Uint8Array(await (await fetch(p.src)).arrayBuffer()))"
+HASH = """async p => {
+  const bytes = await (await fetch(p.src)).arrayBuffer()
   return Array.from(new Uint8Array(await crypto.subtle.digest("SHA-1", bytes))).join()
 }"""
 # The innermost box around a control that also holds a picture is its explorer.
 EXPLORER = """control => {
   let box = control
-  while (!box.querySelector("img.widget-image")) box = box.parentElement
+  while (!box.querySelector("img.widget-image:not(.strip)")) box = box.parentElement
   return box
 }"""
+# Milliseconds from the first thing done to a control to the next picture on the screen.
+WATCH = """picture => {
+  window.answered = new Promise(resolve => {
+    let start
+    const began = () => start ??= performance.now()
+    for (const kind of ["keydown", "click", "change"])
+      document.addEventListener(kind, began, {capture: true, once: true})
+    picture.addEventListener("load", () => resolve(performance.now() - start), {once: true})
+  })
+}"""
+WAIT = "limit => Promise.race([answered, new Promise(done => setTimeout(done, limit, null))])"
 
 
 @pytest.fixture(scope="module")
-def lab(tmp_path_factory):
-    """Address of a JupyterLab over copies of the lessons, in a folder with a difficult name."""
+def folder(tmp_path_factory):
+    """Copies of the lessons, in a folder with a difficult name."""
+    set_style()
     folder = tmp_path_factory.mktemp("lab") / "a course für all"
     folder.mkdir()
-    settings = read_settings("ci", [], {n for f in lesson_files() for n in parameters_of(f)})
-    settings["RUN"] = str(folder / "run")
-    for file in lesson_files():
-        book, known = nbformat.read(file, as_version=4), parameters_of(file)
-        given = {"RUN": settings["RUN"]} if file.name[:2] in SHIPPED else settings
-        if file.name[:2] == "03":
-            given = given | {"START_FROM": "run"}
-        for cell in book.cells:
-            if "parameters" in cell.metadata.get("tags", []):
-                lines = [f"{n} = {v!r}" for n, v in given.items() if n in known]
-                cell.source += "\n" + "\n".join(lines)
-            if cell.cell_type == "code":
-                cell.outputs, cell.execution_count = [], None
-        nbformat.write(book, folder / file.name)
-    # JupyterLab would build only what is in view; the test wants all of a lesson at once.
-    tracker = folder / "settings" / "@jupyterlab" / "notebook-extension"
-    tracker.mkdir(parents=True)
-    (tracker / "tracker.jupyterlab-settings").write_text(
-        '{"windowingMode": "none", "autoStartDefaultKernel": true}'
-    )
-    news = tracker.parent / "apputils-extension"
-    news.mkdir()
-    (news / "notification.jupyterlab-settings").write_text('{"fetchNews": "false"}')
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "jupyterlab", "--no-browser", f"--port={port}", "--allow-root",
-               "--IdentityProvider.token=course", f"--ServerApp.root_dir={folder}",
-               f"--LabApp.user_settings_dir={folder / 'settings'}"]  # fmt: skip
-    with open(folder / "server.log", "w") as log:
-        server = subprocess.Popen(command, stdout=log, stderr=log, cwd=folder)
-    address = f"http://127.0.0.1:{port}"
-    for _ in range(120):
-        try:
-            urllib.request.urlopen(f"{address}/api", timeout=1)
-            break
-        except OSError:
-            time.sleep(0.5)
-    yield address
-    server.terminate()
-    server.wait(30)
+    small_lessons(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def lab(folder):
+    with jupyterlab(folder) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def shots():
+    return runs.run_folder(os.environ.get("CRC_SCREENSHOTS", "runs/screenshots"))
 
 
 @pytest.fixture(scope="module")
 def browser():
-    with playwright.sync_playwright() as p:
+    with sync_playwright() as p:
         chromium = p.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         yield chromium
         chromium.close()
@@ -115,158 +105,185 @@ def page(browser):
     page.close()
 
 
-def open_lesson(page, lab, number):
-    """Open a lesson, run all cells, wait for the end, and return its file name."""
-    name = next(f.name for f in lesson_files(number))
-    page.goto(f"{lab}/lab/workspaces/w{number}/tree/{name}?token=course")
-    page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=90_000)
-    idle = '.jp-NotebookPanel .jp-Notebook-ExecutionIndicator[data-status="idle"]'
-    page.wait_for_selector(idle, timeout=90_000)
-    for _ in range(6):  # JupyterLab drops what it is told before the kernel's line is up
-        page.get_by_role("menuitem", name="Run", exact=True).click()
-        page.get_by_text("Run All Cells", exact=True).first.click()
-        page.wait_for_timeout(4000)
-        prompts = page.locator(".jp-CodeCell .jp-InputPrompt").all_inner_texts()
-        if any("*" in text or any(c.isdigit() for c in text) for text in prompts):
-            break
-    page.wait_for_function(
-        """() => {
-          const prompts = [...document.querySelectorAll(".jp-CodeCell .jp-InputPrompt")]
-          const failed = document.querySelector(".jp-RenderedText[data-mime-type*=error]")
-          return failed || prompts.every(p => /\\[\\d+\\]/.test(p.textContent))
-        }""",
-        timeout=420_000,
-    )
-    return name
-
-
 def errors_of(page):
-    """What the console complained about, less a missing icon, and what the cells did."""
+    """What the console complained about, and the cells.
+
+    Not counted: a missing icon, and that JupyterLab asked a kernel for its debugger too early.
+    """
     failed = page.locator(".jp-RenderedText[data-mime-type*=error]").all_inner_texts()
-    return [e for e in page.errors if "favicon" not in e] + failed
-
-
-def pictures(page):
-    """Every explorer's picture: the last image of its box."""
-    return page.locator(".widget-vbox > img.widget-image:not(.strip)").all()
+    known = "favicon", "Canceled future for"
+    return [e for e in page.errors if not any(words in e for words in known)] + failed
 
 
 def redrawn(page, control, act, may_stay=False):
-    """Do something to a control; its explorer's picture must change and say no error."""
+    """Do something to a control; its explorer's picture must change and say no error.
+
+    Returns the milliseconds until it had, or None where it may stay and did.
+    """
     box = control.evaluate_handle(EXPLORER)
-    picture = box.query_selector_all("img.widget-image")[-1]
+    picture = box.query_selector("img.widget-image:not(.strip)")
     before = picture.evaluate(HASH)
+    picture.evaluate(WATCH)
     act()
-    deadline = time.monotonic() + 20
-    while picture.evaluate(HASH) == before and time.monotonic() < deadline:
-        if may_stay and time.monotonic() > deadline - 17:
-            break
-        page.wait_for_timeout(40)
+    milliseconds = page.evaluate(WAIT, 2000 if may_stay else 30_000)
+    quiet(page)
     said = [label.inner_text() for label in box.query_selector_all(".widget-label")]
     assert not [text for text in said if text.startswith("Not drawn")], said
     assert may_stay or picture.evaluate(HASH) != before, control.evaluate("c => c.outerHTML")[:300]
+    return milliseconds
 
 
-def describe(control):
-    """The words beside a control."""
-    row = "xpath=ancestor::*[contains(@class,'widget-inline-hbox')][1]"
-    return control.locator(row).inner_text().split("\n")[0]
+def keep_pictures(page, shots, name):
+    """Screenshots at two widths; at both, the picture must be seen whole and not too small."""
+    for width in (1280, 900):
+        page.set_viewport_size({"width": width, "height": 1500})
+        page.wait_for_timeout(500)
+        for k, picture in enumerate(pictures(page)):
+            picture.scroll_into_view_if_needed()
+            seen = picture.bounding_box()
+            assert seen["width"] > 400 and seen["x"] + seen["width"] <= width
+            whole(picture).screenshot(path=shots / f"{name}_{k}_{width}.png")
+    page.set_viewport_size({"width": 1280, "height": 1000})
 
 
-@pytest.mark.parametrize("number", LESSONS)
-def test_every_control_of_every_explorer(page, lab, number):
+@pytest.mark.parametrize("number", EXPLORERS)
+def test_every_control_of_every_explorer(page, lab, folder, shots, number):
     open_lesson(page, lab, number)
-    assert len(pictures(page)) == LESSONS[number]
-    operated = []
+    assert errors_of(page) == []
+    assert len(pictures(page)) == EXPLORERS[number]
+    keep_pictures(page, shots, f"{number}_before")
+    if number == "06":  # before the rest: its network is the shipped one
+        assert_same_picture(page, grad_cam_now(page, folder / "run 06"))
+    took = {}
     for handle in page.locator(".noUi-handle").all():
         words = describe(handle)
         handle.scroll_into_view_if_needed()
         handle.focus()  # by keyboard alone
-        key = "Home" if words in ("smallest crop",) else "End"
         # Where the square is, shows only once it has a size; it is given one first.
-        redrawn(page, handle, lambda k=key: page.keyboard.press(k))
-        operated.append(words)
+        key = "End"
+        if words == "smallest crop" or words.startswith("point"):
+            key = "Home"
+        if words.startswith("point"):  # from one end to the other: the middle may be at one's tile
+            redrawn(page, handle, lambda: page.keyboard.press("End"), may_stay=True)
+        took[words] = redrawn(page, handle, lambda k=key: page.keyboard.press(k))
     for select in page.locator(".widget-dropdown select").all():
-        words = describe(select)
-        count = select.locator("option").count()
+        words, count = describe(select), select.locator("option").count()
         if count > 1:
-            now = int(select.evaluate("s => s.selectedIndex"))
-            redrawn(page, select, lambda s=select, k=(now + 1) % count: s.select_option(index=k),
-                    may_stay=words in ("offer tiles", "colours"))  # fmt: skip
-        operated.append(words)
-    for field in page.locator(
-        ".widget-text input[type=number], .widget-text input[type=text]"
-    ).all():
-        redrawn(page, field, lambda f=field: (f.fill("7"), f.press("Enter")))
-        operated.append(describe(field))
+            after = (int(select.evaluate("s => s.selectedIndex")) + 1) % count
+            took[words] = redrawn(page, select, lambda s=select, k=after: s.select_option(index=k),
+                                  may_stay=words in ("offer tiles", "colours"))  # fmt: skip
+    for field in page.locator(".widget-text input[type=number]").all():
+        field.fill("7")
+        took[describe(field)] = redrawn(page, field, lambda f=field: f.press("Enter"))
     for box in page.locator(".widget-checkbox input").all():
-        redrawn(page, box, lambda b=box: b.click())
-        operated.append("checkbox")
-    assert operated
+        took["checkbox"] = redrawn(page, box, lambda b=box: b.click())
+    for button in page.locator("button.jupyter-button:not(.widget-upload)").all():
+        took[button.inner_text()] = redrawn(page, button, lambda b=button: b.click())
+    assert took
+    if number in PICTURES_NOW:
+        assert_same_picture(page, PICTURES_NOW[number](page, folder / f"run {number}"))
+    for link, picture in zip(page.locator("a[download]").all(), pictures(page), strict=True):
+        with page.expect_download() as saved:
+            link.click()
+        assert list(Path(saved.value.path()).read_bytes()) == picture.evaluate(BYTES)
     if number == "06":
         upload(page)
+    keep_pictures(page, shots, f"{number}_after")
     assert errors_of(page) == []
-    shots = Path(os.environ.get("CRC_SCREENSHOTS") or run_folder("runs/screenshots"))
-    for width in (1280, 900):
-        page.set_viewport_size({"width": width, "height": 1000})
-        page.wait_for_timeout(500)
-        for k, picture in enumerate(pictures(page)):
-            box = picture.locator("xpath=..")
-            box.scroll_into_view_if_needed()
-            inside = picture.bounding_box()
-            assert inside["width"] > 400 and inside["x"] + inside["width"] <= width
-            box.screenshot(path=shots / f"{number}_{k}_{width}.png")
+    stop_kernels(lab)
+    file = shots / "seconds.json"
+    known = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    runs.save_json(file, known | {number: {k: v and round(v / 1e3, 3) for k, v in took.items()}})
 
 
 def upload(page):
     """A good picture is explained; a bad one gets a sentence, and the explorer goes on."""
     buffer = io.BytesIO()
-    Image.fromarray(np.random.default_rng(0).integers(0, 255, (300, 200, 3), np.uint8)).save(
-        buffer, "PNG"
-    )
-    control = page.locator(".jupyter-widgets.widget-upload, .widget-upload").first
-    box = control.evaluate_handle(EXPLORER)
-    picture = box.query_selector_all("img.widget-image")[-1]
-    before = picture.evaluate(HASH)
+    noise = np.random.default_rng(0).integers(0, 255, (300, 200, 3), np.uint8)
+    Image.fromarray(noise).save(buffer, "PNG")
+    control = page.locator(".widget-upload").first
 
     def give(name, content):
         with page.expect_file_chooser() as chooser:
             control.click()
         chooser.value.set_files({"name": name, "mimeType": "image/png", "buffer": content})
 
-    give("holiday <b>bold</b>.png", buffer.getvalue())
-    for _ in range(200):
-        if picture.evaluate(HASH) != before:
-            break
-        page.wait_for_timeout(50)
-    assert picture.evaluate(HASH) != before
+    redrawn(page, control, lambda: give("<b>$bold$</b>.png", buffer.getvalue()))
     give("broken.png", buffer.getvalue()[:100])
     page.wait_for_selector(".widget-label:has-text('Not drawn: broken.png')", timeout=20_000)
-    give("again.png", buffer.getvalue())
-    page.wait_for_selector(".widget-label:has-text('Not drawn')", state="detached")
+    redrawn(page, control, lambda: give("again.png", buffer.getvalue()))
 
 
-def test_the_picture_in_the_browser_is_that_of_the_pure_function(page, lab):
-    open_lesson(page, lab, "01")
-    names = [describe(h) for h in page.locator(".noUi-handle").all()]
-    severity = page.locator(".noUi-handle").nth(names.index("severity"))
-    severity.focus()
-    redrawn(page, severity, lambda: page.keyboard.press("End"))
-    content = pictures(page)[-1].evaluate(
-        "async p => Array.from(new Uint8Array(await (await fetch(p.src)).arrayBuffer()))"
-    )
-    set_style()
-    tile = int(page.locator(".widget-text input").first.input_value())
-    expected = as_png([tissue_figure(TissueParameters(severity=1.0), tile)])
-    decoded = [np.asarray(Image.open(io.BytesIO(b))) for b in (bytes(content), expected)]
-    np.testing.assert_array_equal(*decoded)
+def assert_same_picture(page, expected):
+    """The first explorer's picture is that of the pure function; two levels off is rounding."""
+    shown = bytes(pictures(page)[0].evaluate(BYTES))
+    shown, expected = (np.asarray(Image.open(io.BytesIO(b))).astype(int) for b in (shown, expected))
+    np.testing.assert_allclose(shown, expected, atol=2)
+
+
+def selected(page, words):
+    """The option chosen in the first list with these words beside it."""
+    lists = page.locator(".widget-dropdown select").all()
+    chosen = next(s for s in lists if describe(s) == words)
+    text = chosen.evaluate("s => s.selectedOptions[0].textContent")
+    return text.replace("\N{NO-BREAK SPACE}", " ")
+
+
+def tissue_now(page, run):
+    """What the tissue explorer should show with each slider at its end."""
+    names = [describe(h).replace(" ", "_") for h in page.locator(".noUi-handle").all()]
+    known = TissueParameters.__dataclass_fields__
+    values = {name: known[name].metadata["bounds"][1] for name in names}
+    return explorers.as_png([explorers.tissue_figure(TissueParameters(**values), 7)])
+
+
+def views_now(page, run):
+    """What the views explorer should show with each transform at its strongest."""
+    tiles, _ = data.recall(run, "run")
+    i = list(tiles.ids).index(selected(page, "tile").split(", ")[1])
+    ends = {name: high for name, _, high in explorers.STRENGTHS.values() if name != "crop"}
+    crop = explorers.STRENGTHS["smallest crop"][1], 1.0
+    views = replace(VIEWS["paper"], crop=crop, **ends)
+    return explorers.as_png([explorers.views_figure(tiles.images[i], views, 64, 8, tiles.masks[i])])
+
+
+def classifier(run):
+    """The shipped network, and the side of its input."""
+    facts = runs.read_facts(run / "classifier.safetensors")
+    model = models.Classifier(models.Encoder(facts["backbone"]), 2)
+    return runs.load_weights(run / "classifier.safetensors", model).eval(), facts["size"]
+
+
+def threshold_now(page, run):
+    """What the threshold explorer should show at its highest threshold and prevalence."""
+    tiles, parts = data.recall(run, "run")
+    model, size = classifier(run)
+    engine = Fabric(accelerator="cpu", devices=1)
+    score = predict(model, tiles.images.pick(parts.test), size, engine)[:, 1]
+    test = tiles.subset(parts.test)
+    metrics = explorers.threshold_figure(test.labels, score, tiles.class_names, 1.0, 0.99)
+    return explorers.as_png([metrics, explorers.cell_figure(test, score, 1.0, 0, 0)])
+
+
+def grad_cam_now(page, run):
+    """What the Grad-CAM explorer should show before anything is changed."""
+    tiles, _ = data.recall(run, "run")
+    model, size = classifier(run)
+    i = list(tiles.ids).index(selected(page, "tile").split(", ")[1])
+    truth, network = tiles.class_names[tiles.labels[i]], selected(page, "network")
+    figure = explorers.explanation_figure(
+        model, np.array(tiles.images[i]), size, target=1, class_names=tiles.class_names,
+        title=f"truth: {truth}\n{network}", mask=tiles.masks[i], mask_name=tiles.mask_name,
+    )  # fmt: skip
+    return explorers.as_png([figure])
+
+
+PICTURES_NOW = {"01": tissue_now, "02": views_now, "05": threshold_now}
 
 
 @pytest.mark.parametrize("file", lesson_files(), ids=lambda f: f.stem)
 def test_the_page_without_a_kernel_has_the_pictures_and_no_broken_widget(page, file):
     """nbconvert's HTML of the committed lesson: still twins are there, and no dead controls."""
-    from nbconvert import HTMLExporter
-
     html, _ = HTMLExporter(embed_images=True).from_filename(str(file))
     page.route("http*://**", lambda route: route.abort())  # offline
     page.set_content(html)

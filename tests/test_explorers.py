@@ -15,6 +15,7 @@ from sklearn.metrics import confusion_matrix
 from sklearn.neighbors import NearestNeighbors
 from traitlets import TraitError
 
+from crc_helpers import explorers
 from crc_helpers.augmentation import VIEWS, draw_parameters, shrink
 from crc_helpers.data import Tiles, load_tiles
 from crc_helpers.evaluation import wilson_interval
@@ -26,11 +27,12 @@ from crc_helpers.explorers import (
     ThresholdExplorer,
     TissueExplorer,
     ViewsExplorer,
+    cell_figure,
     embedding_figure,
     explanation_figure,
-    kept_share,
     nearest,
     paint_over,
+    still_shown,
     temperature_figure,
     threshold_figure,
     tissue_figure,
@@ -188,6 +190,7 @@ def encoded(image: Image.Image, form: str = "PNG") -> bytes:
     [("a.png", Image.new("RGB", (300, 200), "pink"), "PNG"),
      ("grey.png", Image.new("L", (64, 64), 90), "PNG"),
      ("clear.png", Image.new("RGBA", (64, 64), (9, 9, 9, 9)), "PNG"),
+     ("$\\frac{1$ and a name that goes on and on.jpg", Image.new("RGB", (20_000, 3)), "JPEG"),
      ("b.jpg", Image.new("RGB", (2000, 30), "purple"), "JPEG"),
      ("print.tif", Image.new("CMYK", (80, 80)), "TIFF")],
 )  # fmt: skip
@@ -197,7 +200,8 @@ def test_a_picture_of_your_own(explorer, name, image, form):
     assert explorer.message.value == "" and explorer.picture.value != before
     shown, mask, title = explorer.chosen()
     assert shown.shape == (3, 64, 64) and mask is None
-    assert title == f"{name}, {image.width}×{image.height} px"
+    short = name if len(name) <= 24 else f"{name[:23]}…"
+    assert title == f"{short}, {image.width}×{image.height} px"
 
 
 @pytest.mark.parametrize(
@@ -219,6 +223,26 @@ def test_a_file_that_is_no_tile_becomes_a_sentence(explorer, content, words, tmp
     assert explorer.picture.value == before and not list(tmp_path.iterdir())
     explorer.upload.value = ()  # back to the list
     assert explorer.message.value == ""
+
+
+def test_what_only_changes_the_look_asks_the_network_nothing(explorer, monkeypatch):
+    asked = []
+    whole = explorers.grad_cam
+    monkeypatch.setattr(explorers, "grad_cam", lambda *a: asked.append(a) or whole(*a))
+    for control, value in (("threshold", 0.2), ("opacity", 0.1), ("raw", True)):
+        getattr(explorer, control).value = value
+    assert not asked
+    for control, value in (("tile", 1), ("layer", "layer1"), ("target", 0), ("model", "random")):
+        getattr(explorer, control).value = value
+        assert len(asked) == 1, control
+        asked.clear()
+    explorer.square[0].value = 0.3
+    assert len(asked) == 1
+    heat = explorer.explained("random", 0)[0]
+    tile = torch.from_numpy(explorer.chosen()[0])[None]
+    painted = torch.from_numpy(paint_over(tile[0].numpy(), (0.5, 0.5, explorer.square[0].value)))
+    expected = whole(explorer.models["random"], shrink(painted[None], 64), 0, "layer1").maps[0]
+    np.testing.assert_array_equal(heat.cells, expected)
 
 
 def test_updates_leave_no_figure_open(explorer):
@@ -321,7 +345,7 @@ def test_an_error_becomes_a_sentence_and_the_picture_stays(tissue, monkeypatch):
 # --- views ---------------------------------------------------------------------------------------
 
 
-def test_kept_share_counts_what_a_crop_keeps():
+def test_still_shown_counts_what_a_crop_keeps():
     mask = np.zeros((100, 100), np.uint8)
     mask[:, :50] = 1  # the left half
     whole, left, right, mirrored = (
@@ -333,11 +357,11 @@ def test_kept_share_counts_what_a_crop_keeps():
             [[-0.5, 0, -0.5], [0, 1, 0]],
         )
     )
-    shares = kept_share(mask, np.stack([whole, left, right, mirrored]))
+    shares = still_shown(mask, np.stack([whole, left, right, mirrored])).mean(1)
     np.testing.assert_allclose(shares, [1, 1, 0, 1])
 
 
-def test_kept_share_is_what_warping_the_mask_shows():
+def test_still_shown_is_what_warping_the_mask_shows():
     """Against the warp itself: the region's area in the view, scaled by the crop's area."""
     mask = np.zeros((200, 200), np.uint8)
     mask[60:140, 20:120] = 1
@@ -347,7 +371,7 @@ def test_kept_share_is_what_warping_the_mask_shows():
     seen = torch.nn.functional.grid_sample(picture, grid, align_corners=False, padding_mode="zeros")
     scale = torch.linalg.det(drawn.warp[:, :, :2]).abs()
     expected = seen[:, 0].mean((1, 2)) * scale * 200 * 200 / mask.sum()
-    np.testing.assert_allclose(kept_share(mask, drawn.warp.numpy()), expected, atol=0.02)
+    np.testing.assert_allclose(still_shown(mask, drawn.warp.numpy()).mean(1), expected, atol=0.02)
 
 
 @pytest.fixture(scope="module")
@@ -372,6 +396,12 @@ def test_every_transform_has_a_slider_that_redraws(views, name, value):
     before = views.picture.value
     views.sliders[name].value = value
     assert views.picture.value != before and views.message.value == ""
+
+
+def test_draw_again_draws_other_views(views):
+    before, number = views.picture.value, views.again.value
+    views.controls[-1].click()
+    assert views.again.value == number + 1 and views.picture.value != before
 
 
 def test_the_views_say_what_is_left_of_the_region(drawn_tiles):
@@ -421,6 +451,19 @@ def test_the_threshold_figure_counts_as_scikit_learn_does(threshold):
     assert words[0].endswith(f"[{low:.2f}, {high:.2f}]")
     assert ("none called" in words) == (threshold == 1.0)
     plt.close(figure)
+
+
+def test_the_tiles_below_are_the_surest_of_the_cell(drawn_tiles):
+    score = np.random.default_rng(1).random(12)
+    for truth, said in ((0, 0), (0, 1), (1, 0), (1, 1)):
+        called = score >= 0.5 if said else score < 0.5
+        expected = np.sort(score[(drawn_tiles.labels == truth) & called])[:: -1 if said else 1]
+        figure = cell_figure(drawn_tiles, score, 0.5, truth, said)
+        assert figure._suptitle.get_text().endswith(f": {len(expected)} tiles")
+        titles = [ax.get_title() for ax in figure.axes]
+        expected = [f"p(SSA) = {p:.2f}" for p in expected[:6]]
+        assert titles == expected + [""] * (6 - len(expected))
+        plt.close(figure)
 
 
 def test_every_control_of_the_threshold_redraws(drawn_tiles):

@@ -1,0 +1,210 @@
+"""The lessons in a real JupyterLab, operated in headless Chromium.
+
+What `test_browser.py` works with. As a script, it films two explorers for the README:
+
+    python tests/browser.py
+"""
+
+import contextlib
+import io
+import json
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import nbformat
+import requests
+from PIL import Image
+from playwright.sync_api import TimeoutError as TooLate
+from playwright.sync_api import sync_playwright
+
+from crc_helpers import data
+from crc_helpers.course import ROOT, lesson_files, parameters_of, read_settings
+
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
+TOKEN = "course"
+TILES = {"n": 160, "seed": 0, "scheme": "auto", "test": 0.35, "validation": 0.15}
+# JupyterLab would build only what is in view, and ask whether it may fetch news.
+SETTINGS = {
+    "notebook-extension/tracker": {"windowingMode": "none", "autoStartDefaultKernel": True},
+    "apputils-extension/notification": {"fetchNews": "false"},
+}
+
+
+def small_lessons(folder: Path) -> None:
+    """Copy the lessons, each with a run of its own in which few tiles and shipped weights lie.
+
+    So that every lesson can be opened alone, and what trains, trains for one epoch.
+    """
+    settings = read_settings("ci", [], {n for f in lesson_files() for n in parameters_of(f)})
+    tiles = data.load_tiles("synthetic", n=TILES["n"], seed=TILES["seed"])
+    parts = data.split(tiles, TILES["scheme"], test=TILES["test"],
+                       validation=TILES["validation"], seed=TILES["seed"])  # fmt: skip
+    for file in lesson_files():
+        run = folder / f"run {file.name[:2]}"
+        run.mkdir()
+        data.remember(run, tiles, parts, root=None, classes=None, **TILES)
+        for weights in (ROOT / "weights").glob("*.safetensors"):
+            shutil.copy(weights, run)
+        book, known = nbformat.read(file, as_version=4), parameters_of(file)
+        given = settings | {"RUN": str(run), "START_FROM": "run"}
+        for cell in book.cells:
+            if "parameters" in cell.metadata.get("tags", []):
+                lines = [f"{n} = {v!r}" for n, v in given.items() if n in known]
+                cell.source += "\n" + "\n".join(lines)
+            if cell.cell_type == "code":
+                cell.outputs, cell.execution_count = [], None
+        nbformat.write(book, folder / file.name)
+
+
+@contextlib.contextmanager
+def jupyterlab(folder: Path) -> Iterator[str]:
+    """Serve a folder, and yield the address."""
+    for name, content in SETTINGS.items():
+        file = folder / "settings" / "@jupyterlab" / f"{name}.jupyterlab-settings"
+        file.parent.mkdir(parents=True)
+        file.write_text(json.dumps(content), encoding="utf-8")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "jupyterlab", "--no-browser", f"--port={port}", "--allow-root",
+               f"--IdentityProvider.token={TOKEN}", f"--ServerApp.root_dir={folder}",
+               f"--LabApp.user_settings_dir={folder / 'settings'}"]  # fmt: skip
+    with open(folder / "server.log", "w") as log:
+        server = subprocess.Popen(command, stdout=log, stderr=log, cwd=folder)
+    address = f"http://127.0.0.1:{port}"
+    try:
+        for _ in range(120):
+            try:
+                requests.get(f"{address}/api", timeout=1)
+                break
+            except requests.RequestException:
+                time.sleep(0.5)
+        yield address
+    finally:
+        server.terminate()
+        server.wait(30)
+
+
+def ask(address: str, what: str, method: str = "GET", **body: object) -> requests.Response:
+    """Ask the server's interface something."""
+    header = {"Authorization": f"token {TOKEN}"}
+    return requests.request(method, f"{address}/api/{what}", headers=header, json=body, timeout=60)
+
+
+def stop_kernels(address: str) -> None:
+    """End what open lessons compute: their memory is wanted by the next."""
+    for kernel in ask(address, "kernels").json():
+        ask(address, f"kernels/{kernel['id']}", "DELETE")
+
+
+def open_lesson(page, address: str, number: str) -> None:
+    """Open a lesson, run all of its cells, and wait for the end.
+
+    Its kernel is started first: what JupyterLab is told while it starts one, is sometimes dropped.
+    """
+    name = next(f.name for f in lesson_files(number))
+    ask(address, "sessions", "POST", path=name, name=name, type="notebook",
+        kernel={"name": "python3"})  # fmt: skip
+    for _ in range(300):
+        if all(kernel["execution_state"] == "idle" for kernel in ask(address, "kernels").json()):
+            break
+        time.sleep(0.2)
+    page.goto(f"{address}/lab/workspaces/w{number}/tree/{name}?token={TOKEN}")
+    page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=90_000)
+    idle = '.jp-NotebookPanel .jp-Notebook-ExecutionIndicator[data-status="idle"]'
+    page.wait_for_selector(idle, timeout=90_000)
+    page.wait_for_timeout(2000)
+    for _ in range(3):
+        page.get_by_role("menuitem", name="Run", exact=True).click()
+        page.get_by_text("Run All Cells", exact=True).first.click()
+        with contextlib.suppress(TooLate):
+            page.wait_for_function(
+                """() => [...document.querySelectorAll(".jp-CodeCell .jp-InputPrompt")]
+                         .some(prompt => /[*\\d]/.test(prompt.textContent))""",
+                timeout=20_000,
+            )
+            break
+    page.wait_for_function(
+        """() => {
+          const prompts = [...document.querySelectorAll(".jp-CodeCell .jp-InputPrompt")]
+          const failed = document.querySelector(".jp-RenderedText[data-mime-type*=error]")
+          return failed || prompts.every(p => /\\[\\d+\\]/.test(p.textContent))
+        }""",
+        timeout=420_000,
+    )
+
+
+def pictures(page) -> list:
+    """Every explorer's picture."""
+    return page.locator("img.widget-image:not(.strip)").all()
+
+
+def whole(picture):
+    """All of an explorer, its controls and its picture."""
+    return picture.locator("xpath=ancestor::*[contains(@class,'jp-OutputArea-output')][1]")
+
+
+def describe(control) -> str:
+    """The words beside a control."""
+    row = "xpath=ancestor::*[contains(@class,'widget-inline-hbox')][1]"
+    return control.locator(row).inner_text().split("\n")[0]
+
+
+def handle(page, words: str):
+    """The first slider with these words beside it."""
+    return next(h for h in page.locator(".noUi-handle").all() if describe(h) == words)
+
+
+def quiet(page) -> None:
+    """Wait until no explorer draws."""
+    page.wait_for_function(
+        """() => ![...document.querySelectorAll(".widget-label")]
+                 .some(label => label.textContent == "drawing …")"""
+    )
+
+
+def film(page, address: str, number: str, scenes: list[tuple[str, str, int]], path: Path) -> None:
+    """Film the first explorer of a lesson: (a slider's words, a key, how often it is pressed)."""
+    open_lesson(page, address, number)
+    explorer = whole(pictures(page)[0])
+    explorer.scroll_into_view_if_needed()
+    frames = []
+    for words, key, times in [("", "", 1), *scenes]:
+        for _ in range(times):
+            if words:
+                handle(page, words).press(key)
+                page.wait_for_timeout(1500)
+                quiet(page)
+            frames.append(Image.open(io.BytesIO(explorer.screenshot())).convert("RGB"))
+    stop_kernels(address)
+    times = [700] * (len(frames) - 1) + [2500]
+    frames[0].save(path, save_all=True, append_images=frames[1:], duration=times, loop=0,
+                   quality=60, method=6)  # fmt: skip
+
+
+def main() -> None:
+    """Film the tissue explorer and Grad-CAM into `figures/`."""
+    folder = Path(tempfile.mkdtemp())
+    small_lessons(folder)
+    with jupyterlab(folder) as address, sync_playwright() as p:
+        browser = p.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 1280, "height": 1400})
+        up = [("severity", "PageUp", 7), ("cut angle", "PageUp", 7)]
+        film(page, address, "01", up, ROOT / "figures" / "explorer_tissue.webp")
+        shown = [("boxes at", "PageUp", 2), ("opacity", "PageDown", 2), ("opacity", "PageUp", 2)]
+        shown += [("cover: side", "PageUp", 4), ("cover: across", "PageDown", 4)]
+        film(page, address, "06", shown, ROOT / "figures" / "explorer_grad_cam.webp")
+        browser.close()
+    shutil.rmtree(folder)
+
+
+if __name__ == "__main__":
+    main()
