@@ -23,10 +23,10 @@ from crc_helpers.data_readers import DataError
 KINDS = [("PNG", {}), ("JPEG", {}), ("JPEG", {"progressive": True}), ("TIFF", {}),
          ("TIFF", {"compression": "tiff_lzw"}), ("TIFF", {"compression": "tiff_adobe_deflate"}),
          ("TIFF", {"compression": "jpeg"})]  # fmt: skip
-TABLE = b"""Image Name,Majority Vote Label,Number of Annotators who Selected SSA (Out of 7),Partition
-a.png,HP,0,train
-"b.png",SSA,7,test
-"""
+TABLE = (
+    b"Image Name,Majority Vote Label,Number of Annotators who Selected SSA (Out of 7),Partition\n"
+    b'a.png,HP,0,train\n"b.png",SSA,7,test\n'
+)
 COUNT = {"read": 0, "refused": 0}
 
 
