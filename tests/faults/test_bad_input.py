@@ -774,6 +774,7 @@ TABLES_OF_INPUT = (IMAGES, FILES, TABLES, GROUPS, ABOUTS, ARCHIVES, ANSWERS, WEI
 def test_there_are_as_many_as_contributing_says():
     count = sum(map(len, TABLES_OF_INPUT)) + 10
     text = (runs.ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
-    print(f"{count} bad inputs, {len(UNUSUAL)} unusual images, {len(NAMES)} names")
+    print(f"{count} bad inputs, {len(UNUSUAL)} unusual images, {len(NAMES)} names;"
+          f" peak memory {peak_memory() / 1e9:.2f} GB")  # fmt: skip
     assert f"{count} bad inputs" in text
     assert f"{len(UNUSUAL)} unusual images and {len(NAMES)} names" in text
