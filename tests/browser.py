@@ -158,9 +158,10 @@ def describe(control) -> str:
     return control.locator(row).inner_text().split("\n")[0]
 
 
-def handle(page, words: str):
-    """The first slider with these words beside it."""
-    return next(h for h in page.locator(".noUi-handle").all() if describe(h) == words)
+def control(page, words: str):
+    """The first slider or list with these words beside it."""
+    controls = page.locator(".noUi-handle, .widget-dropdown select").all()
+    return next(c for c in controls if describe(c) == words)
 
 
 def quiet(page) -> None:
@@ -172,7 +173,7 @@ def quiet(page) -> None:
 
 
 def film(page, address: str, number: str, scenes: list[tuple[str, str, int]], path: Path) -> None:
-    """Film the first explorer of a lesson: (a slider's words, a key, how often it is pressed)."""
+    """Film the first explorer of a lesson: (a control's words, a key or "next", how often)."""
     open_lesson(page, address, number)
     explorer = whole(pictures(page)[0])
     explorer.scroll_into_view_if_needed()
@@ -180,7 +181,11 @@ def film(page, address: str, number: str, scenes: list[tuple[str, str, int]], pa
     for words, key, times in [("", "", 1), *scenes]:
         for _ in range(times):
             if words:
-                handle(page, words).press(key)
+                moved = control(page, words)
+                if key == "next":  # of a list
+                    moved.select_option(index=moved.evaluate("list => list.selectedIndex + 1"))
+                else:
+                    moved.press(key)
                 page.wait_for_timeout(1500)
                 quiet(page)
             frames.append(Image.open(io.BytesIO(explorer.screenshot())).convert("RGB"))
@@ -199,8 +204,8 @@ def main() -> None:
         page = browser.new_page(viewport={"width": 1280, "height": 1400})
         up = [("severity", "PageUp", 7), ("cut angle", "PageUp", 7)]
         film(page, address, "01", up, ROOT / "figures" / "explorer_tissue.webp")
-        shown = [("boxes at", "PageUp", 2), ("opacity", "PageDown", 2), ("opacity", "PageUp", 2)]
-        shown += [("cover: side", "PageUp", 4), ("cover: across", "PageDown", 4)]
+        shown = [("tile", "next", 7), ("boxes at", "PageDown", 2), ("opacity", "PageDown", 2)]
+        shown += [("cover: side", "PageUp", 4), ("cover: across", "PageDown", 3)]
         film(page, address, "06", shown, ROOT / "figures" / "explorer_grad_cam.webp")
         browser.close()
     shutil.rmtree(folder)
