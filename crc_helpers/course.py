@@ -134,7 +134,7 @@ def _run(
         # Each lesson's mark holds the one before: a change runs all that builds on it again.
         mark = fingerprint(before=mark, parameters=mine, notebook=_code_of(file), code=code)
         before = done.get(file.stem, {})
-        kept = {name: value for name, value in mine.items() if name != "RUN"}  # folders may move
+        kept = {k: v for k, v in (literals | mine).items() if k != "RUN"}  # folders may move
         if file not in lessons:
             _require_same(out, file.stem, before.get("parameters", kept), kept)
             continue
