@@ -252,19 +252,11 @@ def test_grad_cam_shown_is_grad_cam_shared():
     torch.testing.assert_close(raw.detach(), shared.maps, atol=1e-6, rtol=1e-4)
 
 
-def test_losses_and_tests_shown_in_lesson_07_are_those_shared():
+def test_tests_shown_in_lesson_07_are_those_shared():
     lesson, rng = shown(7), np.random.default_rng(0)
-    z1, z2, p1, p2 = (torch.from_numpy(rng.standard_normal((12, 8), np.float32)) for _ in range(4))
-    labels = torch.from_numpy(rng.integers(0, 3, 12))
-    for name, given in {
-        "moco_loss": (z1, z2, p1, 0.2), "simsiam_loss": (p1, p2, z1, z2),
-        "barlow_twins_loss": (z1, z2), "sup_con_loss": (z1, z2, labels, 0.3),
-    }.items():  # fmt: skip
-        torch.testing.assert_close(
-            lesson[name](*given), getattr(claims_on_trial, name)(*given), atol=1e-4, rtol=1e-4
-        )
-    first, second = rng.random((2, 90)) < 0.7
-    assert lesson["mcnemar"](first, second) == claims_on_trial.mcnemar_test(first, second)
+    for _ in range(5):
+        first, second = rng.random((2, 90)) < 0.7
+        assert lesson["mcnemar"](first, second) == claims_on_trial.mcnemar_test(first, second)
     p = rng.random(6) / 5
     np.testing.assert_allclose(lesson["holm"](p), claims_on_trial.holm(p))
 
