@@ -255,6 +255,7 @@ def _execute(file: Path, out: Path, parameters: dict[str, Any]) -> int:
         papermill.execute_notebook(
             file, unfinished, parameters, cwd=str(NOTEBOOKS), kernel_name="python3",
             progress_bar={"desc": file.stem}, start_timeout=180,
+            extra_arguments=["--IPKernelApp.log_level=50"],  # no tracebacks of a stopped kernel
         )  # fmt: skip
     except papermill.PapermillExecutionError as error:
         unfinished.replace(target)
