@@ -5,11 +5,19 @@ import pytest
 import torch
 from lightning.fabric import Fabric
 
+from crc_helpers import runs
+
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread():
     """Compute on one thread: on networks this small, several only wait for each other."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def no_data_yet(monkeypatch):
+    """Begin each test as a kernel begins: without data that weights would be said to be made of."""
+    monkeypatch.setattr(runs, "_made_from", {})
 
 
 @pytest.fixture(scope="session")
