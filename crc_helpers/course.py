@@ -175,7 +175,7 @@ def _changed(out: Path, files: dict[str, str]) -> str:
 
 
 def _require_same(out: Path, lesson: str, before: dict[str, Any], now: dict[str, Any]) -> None:
-    for name in sorted(before.keys() | now.keys()):
+    for name in sorted(before.keys() & now.keys()):
         if before.get(name) != now.get(name):
             raise UsageError(
                 f"{out} holds {lesson} with {name}={before.get(name)!r}, and now it is"

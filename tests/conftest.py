@@ -15,9 +15,9 @@ def one_thread():
 
 
 @pytest.fixture(autouse=True)
-def no_origin():
-    """Forget what data an earlier test worked on: weights saved here would name it."""
-    runs._made_from.clear()
+def no_data_yet(monkeypatch):
+    """Begin each test as a kernel begins: without data that weights would be said to be made of."""
+    monkeypatch.setattr(runs, "_made_from", {})
 
 
 @pytest.fixture(scope="session")

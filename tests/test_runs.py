@@ -192,6 +192,24 @@ def test_a_pickle_in_the_name_of_safetensors_is_refused(tmp_path):
         load_weights(path, nn.Linear(3, 2))
 
 
+def test_weights_name_what_they_were_made_from_and_are_not_mixed(tmp_path):
+    encoder, classifier = tmp_path / "encoder.safetensors", tmp_path / "classifier.safetensors"
+    runs.work_on("data of lesson 01")
+    save_weights(encoder, nn.Linear(3, 2))
+    load_weights(encoder, nn.Linear(3, 2))
+    save_weights(classifier, nn.Linear(3, 2))
+    made_from = read_facts(classifier)["made_from"]
+    assert made_from["data"] == "data of lesson 01" and len(made_from["code"]) == 16
+    assert made_from["encoder.safetensors"] == file_hash(encoder)
+    load_weights(classifier, nn.Linear(3, 2))
+    save_weights(encoder, nn.Linear(3, 2))  # another one, and the classifier is the old one's
+    with pytest.raises(RunError, match=r"made from other encoder\.safetensors than there is now"):
+        load_weights(classifier, nn.Linear(3, 2))
+    runs.work_on("data of another lesson 01")
+    with pytest.raises(RunError, match="made from other data than there is now"):
+        load_weights(encoder, nn.Linear(3, 2))
+
+
 # --- Checkpoints ---------------------------------------------------------------------------------
 
 
