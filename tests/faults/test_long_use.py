@@ -22,7 +22,6 @@ from crc_helpers.models import Classifier, Encoder
 FULL = bool(os.environ.get("CRC_FAULTS"))  # `make test-faults`
 on_demand = pytest.mark.skipif(not FULL, reason="minutes: make test-faults")
 UPDATES = 500 if FULL else 60
-GRAPH = pytest.mark.xfail(strict=True, reason="lesson 06 frees its graph: retain_graph=True lacks")
 WARM_UP = 60  # fonts, caches, the allocator
 
 
@@ -135,7 +134,7 @@ def test_three_lessons_in_one_kernel_do_not_grow(tmp_path, cache, lessons_01_to_
 
 
 @on_demand
-@pytest.mark.parametrize("number", [*range(5), pytest.param(5, marks=GRAPH)])
+@pytest.mark.parametrize("number", range(6))
 def test_cells_may_be_run_twice(tmp_path, cache, lessons_01_to_04, number):
     shutil.copytree(lessons_01_to_04, tmp_path / "run")
     lesson = cells_of(lesson_files()[number], tmp_path / "run", twice=True)
