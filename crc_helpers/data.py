@@ -100,15 +100,13 @@ def load_tiles(
     they are then drawn too, and there are no votes, because readers vote on HP and SSA only.
     Raises DataError, one line, for anything that is wrong with the data.
     """
-    known = readers.SYNTHETIC if name == "synthetic" else readers.SOURCES.get(name, readers.FOLDER)
-    known = getattr(known, "about", known).class_names
-    if classes and known:  # said before minutes of drawing or decoding
-        _choose_classes(classes, known)
     if name == "synthetic":
         plan = {"n": n, "seed": seed, "shortcut": shortcut, "strength": strength}
         plan |= {"scanner": scanner}
         folder, about = _synthetic(plan, classes, size, mpp or 448 / size, cache)
     elif name in readers.SOURCES:
+        if classes and (known := readers.SOURCES[name].about.class_names):
+            _choose_classes(classes, known)  # said before minutes of decoding
         folder, about = _foreign(name, root, size, cache)
     else:
         choices = ", ".join(["synthetic", *readers.SOURCES])

@@ -168,20 +168,19 @@ def test_scores_of_a_map_are_shares_or_undefined(heat, seed):
 SETTINGS = {"size": 16, "epochs": 2, "batch": 8, "lr": 1e-3, "seed": 0}
 
 
-def test_the_batch_that_made_a_loss_nan_is_kept(coloured_tiles, fabric, tmp_path, monkeypatch):
-    real, calls = torch.nn.functional.cross_entropy, []
+def test_the_batch_that_made_a_loss_nan_is_kept(coloured_tiles, fabric, tmp_path):
+    calls = []
 
     def failing(*given):
         calls.append(1)
-        return real(*given) * (math.nan if len(calls) == 2 else 1.0)
+        return torch.nn.functional.cross_entropy(*given) * (math.nan if len(calls) == 2 else 1.0)
 
-    monkeypatch.setattr("crc_helpers.fine_tuning.F.cross_entropy", failing)
     none = np.empty((0, 3, 24, 24), np.uint8), np.empty(0, np.int64)
     with pytest.raises(
         FloatingPointError, match=r"epoch 1 .*since batch 2.*kept in .*FINE_TUNE_LR"
     ):
         fine_tune(Classifier(Encoder("resnet8"), 2), coloured_tiles, np.arange(16) % 2, *none,
-                  VIEWS["gentle"], fabric, checkpoint=tmp_path / "run.ckpt",
+                  VIEWS["gentle"], fabric, checkpoint=tmp_path / "run.ckpt", criterion=failing,
                   **SETTINGS)  # fmt: skip
     with np.load(tmp_path / "run_bad_batch.npz") as kept:
         assert (kept["epoch"], kept["step"]) == (1, 1)
