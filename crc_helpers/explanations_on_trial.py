@@ -421,5 +421,5 @@ def train_network(t: Any, arm: str) -> Classifier:
         fine_tune(network, tiles.images[train], labels[train], tiles.images[val], labels[val],
                   VIEWS["gentle"], t.fabric, optimizer="adamw-one-cycle", name=arm,
                   **settings)  # fmt: skip
-        save_weights(file, network)
+        save_weights(file, network, origin=False)
     return load_weights(file, network).eval()

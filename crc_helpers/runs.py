@@ -217,10 +217,13 @@ def work_on(data: str) -> None:
     _made_from["data"] = data
 
 
-def save_weights(path: Path, module: nn.Module, half: bool = False, **facts: Any) -> None:
+def save_weights(
+    path: Path, module: nn.Module, half: bool = False, origin: bool = True, **facts: Any
+) -> None:
     """Write a module's state as safetensors with `facts` as its metadata; half stores fp16.
 
-    `made_from` joins the facts: hashes of the data and of the weights this process has loaded.
+    `made_from` joins the facts: hashes of the data and of the weights this process has loaded;
+    origin: not for networks of a study, which have data of their own.
     """
     state = {
         name: value.detach().cpu().contiguous().to(torch.float16 if half else value.dtype)
@@ -228,8 +231,9 @@ def save_weights(path: Path, module: nn.Module, half: bool = False, **facts: Any
         else value.detach().cpu()
         for name, value in module.state_dict().items()
     }
-    if origin := {name: value for name, value in _made_from.items() if name != path.name}:
-        facts["made_from"] = origin | {"code": fingerprint()}
+    made_from = {name: value for name, value in _made_from.items() if name != path.name}
+    if origin and made_from:
+        facts["made_from"] = made_from | {"code": fingerprint()}
     write_weights(path, state, {k: json.dumps(v) for k, v in facts.items()})
 
 

@@ -149,7 +149,7 @@ class Trial:
             temperature=r.temperature, optimizer="adamw-one-cycle", seed=self.seed,
             objective=objective,
         )  # fmt: skip
-        save_weights(file, encoder)
+        save_weights(file, encoder, origin=False)
         return encoder
 
     @cached_property

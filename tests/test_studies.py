@@ -8,7 +8,7 @@ import pytest
 
 from crc_helpers import studies
 from crc_helpers.course import main
-from crc_helpers.runs import RunError
+from crc_helpers.runs import RunError, work_on
 
 SMALL = studies.Recipe(n_tiles=96, size=32, pretrain_epochs=1, pretrain_batch=16, steps=4, batch=8,
                        rates=(1e-3,))  # fmt: skip
@@ -107,6 +107,14 @@ def test_pre_training_is_kept_and_another_recipe_is_another_encoder(t, tmp_path,
         assert (a.cpu() == b.cpu()).all()
     with pytest.raises(pytest.fail.Exception, match="trained again"):
         t.pretrained(studies.replace(SMALL, temperature=0.5))
+
+
+def test_a_network_of_a_study_serves_runs_of_other_data(t):
+    work_on("one run's data")
+    first = t.pretrained()
+    work_on("another run's data")
+    again = t.pretrained()
+    assert (next(first.parameters()) == next(again.parameters())).all()
 
 
 def test_few_labels_take_as_many_steps_as_many(t, monkeypatch):
