@@ -14,6 +14,7 @@ from scipy.stats import t as student
 from torch import Tensor, nn
 
 from crc_helpers.pretraining import Contrast, channels_last
+from crc_helpers.synthetic_cohort import RIGHT
 
 # --- A rival --------------------------------------------------------------------------------------
 
@@ -92,11 +93,10 @@ def sup_con_loss(z1: Tensor, z2: Tensor, labels: Tensor, temperature: float) -> 
 class MoCo(nn.Module):
     """Momentum contrast: keys from a slowly following copy, negatives from a queue of them."""
 
-    def __init__(self, model: nn.Module, temperature: float, size: int = 1024) -> None:
+    def __init__(self, model: nn.Sequential, temperature: float, size: int = 1024) -> None:
         super().__init__()
         self.temperature, self.keys = temperature, copy.deepcopy(model).requires_grad_(False)
-        width = [p for p in model.parameters() if p.ndim == 2][-1].shape[0]
-        self.register_buffer("queue", torch.randn(size, width))
+        self.register_buffer("queue", torch.randn(size, model[-1].out_dim))
 
     def forward(self, model: nn.Module, v1: Tensor, v2: Tensor, _index: np.ndarray) -> Tensor:
         with torch.no_grad():
@@ -111,9 +111,9 @@ class MoCo(nn.Module):
 class SimSiam(nn.Module):
     """Two views, a predictor, no negatives."""
 
-    def __init__(self, model: nn.Module, hidden: int = 64) -> None:
+    def __init__(self, model: nn.Sequential, hidden: int = 64) -> None:
         super().__init__()
-        width = [p for p in model.parameters() if p.ndim == 2][-1].shape[0]
+        width = model[-1].out_dim
         self.predictor = nn.Sequential(
             nn.Linear(width, hidden), nn.BatchNorm1d(hidden), nn.ReLU(), nn.Linear(hidden, width)
         )
@@ -143,7 +143,7 @@ class SupCon(nn.Module):
 
 
 def make_objective(
-    name: str, model: nn.Module, temperature: float, labels: np.ndarray
+    name: str, model: nn.Sequential, temperature: float, labels: np.ndarray
 ) -> nn.Module:
     """Return what `pretraining.pretrain` takes as `objective`.
 
@@ -239,7 +239,7 @@ def clinical_features(metadata: pd.DataFrame) -> np.ndarray:
 
     metadata: with the columns "Polyp Size (mm)" and "Colon Site". NaN where not known.
     """
-    right = metadata["Colon Site"].isin(["Cecum", "Ascending colon", "Transverse colon"])
+    right = metadata["Colon Site"].isin(RIGHT)
     size = np.log(metadata["Polyp Size (mm)"].to_numpy(float))
     return np.stack([size, right.where(metadata["Colon Site"].notna(), np.nan)], axis=1).astype(
         float

@@ -5,7 +5,6 @@ Maps come as Tensors at the size that their method works at; trials take them en
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from typing import Any
 
 import cv2
@@ -14,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from captum.attr import IntegratedGradients, Occlusion
 from scipy.stats import rankdata
+from skimage.metrics import structural_similarity
 from torch import Tensor
 
 from crc_helpers.augmentation import UNSTAIN, VIEWS, shrink
@@ -21,11 +21,10 @@ from crc_helpers.data import cache_folder
 from crc_helpers.fine_tuning import fine_tune, predict
 from crc_helpers.grad_cam import (
     boxes,
-    captured,
     enlarge,
+    evidence,
     grad_cam,
     hits,
-    last_stage,
     mass_inside,
     overlap,
     stage_names,
@@ -37,21 +36,6 @@ from crc_helpers.runs import fingerprint, load_weights, save_weights
 # --- Four more ways to make a map -----------------------------------------------------------------
 
 
-def activations_and_gradient(
-    model: Classifier, images: Tensor, target: Tensor, layer: str | None = None
-) -> tuple[Tensor, Tensor]:
-    """Return a layer's activations and the gradient of one logit with respect to them.
-
-    images: float (N, 3, H, W); target: int64 (N,), a class each. Both results (N, K, h, w).
-    """
-    stage = model.encoder.stage(layer or last_stage(model))
-    with evaluating(model), captured(stage) as outputs:
-        logits = model(channels_last(images.detach()))
-        score = logits.gather(1, target.to(logits.device)[:, None]).sum()
-        (gradient,) = torch.autograd.grad(score, outputs[0])
-    return outputs[0].detach(), gradient
-
-
 def hires_cam(
     model: Classifier, images: Tensor, target: Tensor, layer: str | None = None
 ) -> Tensor:
@@ -59,7 +43,7 @@ def hires_cam(
 
     Source: Draelos & Carin 2020, arXiv 2011.08891.
     """
-    activations, gradient = activations_and_gradient(model, images, target, layer)
+    activations, gradient, *_ = evidence(model, images, target, layer)
     return (gradient * activations).sum(dim=1).relu().float().cpu()
 
 
@@ -70,7 +54,7 @@ def layer_cam(
 
     Source: Jiang et al. 2021, doi:10.1109/TIP.2021.3089943.
     """
-    activations, gradient = activations_and_gradient(model, images, target, layer)
+    activations, gradient, *_ = evidence(model, images, target, layer)
     return (gradient.relu() * activations).sum(dim=1).relu().float().cpu()
 
 
@@ -203,21 +187,14 @@ def ssim(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     """Return the structural similarity of each pair of maps (N, H, W), (N,); NaN for a zero map.
 
     Each is divided by its own maximum first, as what the eye compares is pictures.
-    Source: Wang et al. 2004, doi:10.1109/TIP.2003.819861, with its window of 11 pixels.
+    Source: Wang et al. 2004, doi:10.1109/TIP.2003.819861, with its window; by scikit-image.
     """
-    return np.array([_ssim(a, b) for a, b in zip(one, other, strict=True)])
-
-
-def _ssim(a: np.ndarray, b: np.ndarray) -> float:
-    if not (a.max() > 0 and b.max() > 0):
-        return np.nan
-    a, b = (m.astype(np.float64) / m.max() for m in (a, b))
-    local = partial(cv2.GaussianBlur, ksize=(11, 11), sigmaX=1.5, borderType=cv2.BORDER_REFLECT)
-    ma, mb = local(a), local(b)
-    va, vb, cov = local(a * a) - ma**2, local(b * b) - mb**2, local(a * b) - ma * mb
-    score = (2 * ma * mb + 1e-4) * (2 * cov + 9e-4)
-    score /= (ma**2 + mb**2 + 1e-4) * (va + vb + 9e-4)
-    return float(score[5:-5, 5:-5].mean())  # where the window lies inside
+    window = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
+    return np.array([
+        structural_similarity(a / a.max(), b / b.max(), data_range=1.0, **window)
+        if a.max() > 0 and b.max() > 0 else np.nan
+        for a, b in zip(one.astype(float), other.astype(float), strict=True)
+    ])  # fmt: skip
 
 
 def cascade(model: Classifier, seed: int = 0) -> Iterator[tuple[str, Classifier]]:

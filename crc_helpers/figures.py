@@ -15,7 +15,6 @@ from matplotlib_inline.backend_inline import set_matplotlib_formats
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_curve
 
-from crc_helpers.claims_on_trial import over_seeds
 from crc_helpers.runs import atomic_path
 
 PALETTE = sns.color_palette("colorblind")
@@ -456,27 +455,6 @@ def heat_row(
     top = max(float(h.max()) for h in heats.values())
     for ax, (title, heat) in zip(axes[1:], heats.items(), strict=True):
         overlay(ax, image, heat, top if shared else float(heat.max()), mask=mask, title=title)
-    return figure
-
-
-def seed_curves(
-    rows: pd.DataFrame, x: str, y: str, arms: str, xlabel: str, ylabel: str,
-    landmark: float | None = None,
-) -> Figure:  # fmt: skip
-    """Draw a study's `y` over `x`, a line an arm: mean, 95 % band, and each seed as a dot."""
-    figure, ax = plt.subplots(figsize=(9, 4.4))
-    for k, (arm, group) in enumerate(rows.groupby(arms, sort=False)):
-        colour, at = PALETTE[k % len(PALETTE)], sorted(group[x].unique())
-        found = np.array([over_seeds(group.loc[group[x] == v, y]) for v in at])  # (x, 3)
-        ax.plot(at, found[:, 0], "-", color=colour, linewidth=2.2, label=arm)
-        ax.fill_between(at, found[:, 1], found[:, 2], color=colour, alpha=0.15, linewidth=0)
-        ax.plot(group[x], group[y], "o", color=colour, markersize=3.5, alpha=0.6)
-    if landmark is not None:
-        ax.axhline(landmark, **CHANCE)
-    ax.set(xscale="log", xlabel=xlabel, ylabel=ylabel, xticks=at,
-           xticklabels=[f"{v:.0%}" for v in at])  # fmt: skip
-    ax.minorticks_off()
-    ax.legend(frameon=False, fontsize=10, loc="upper left")
     return figure
 
 

@@ -60,18 +60,27 @@ def grad_cam(
     Raises ValueError for a layer that is not there, whose output is not (N, K, h, w), or a target
     out of range. Source: Selvaraju et al. 2017, arXiv 1610.02391.
     """
+    activations, gradient, logits, targets = evidence(model, images, target, layer)
+    weights = gradient.mean(dim=(2, 3))  # (N, K)
+    maps = torch.einsum("nk,nkhw->nhw", weights, activations).relu()
+    return Explanation(maps.float().cpu(), logits.float().cpu(), targets.cpu())
+
+
+def evidence(
+    model: Classifier, images: Tensor, target: int | Tensor | None = None, layer: str | None = None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return a layer's activations, the gradient of one logit with respect to them, both
+    (N, K, h, w), the logits (N, C) and the classes explained (N,). Arguments as in `grad_cam`.
+    """
     name = layer or last_stage(model)
     # Batch statistics would make an explanation depend on the other images, hence evaluating.
     with evaluating(model), captured(model.encoder.stage(name)) as outputs:
         logits = model(channels_last(images.detach()))  # (N, C)
-        activations = outputs[0]
         targets = _targets(target, logits)
         score = logits.gather(1, targets[:, None]).sum()  # images do not interact in eval mode
-        (gradient,) = torch.autograd.grad(score, activations)  # (N, K, h, w); stops at the layer
-    gradient, activations = (as_grid(x, model, name) for x in (gradient, activations.detach()))
-    weights = gradient.mean(dim=(2, 3))  # (N, K)
-    maps = torch.einsum("nk,nkhw->nhw", weights, activations).relu()
-    return Explanation(maps.float().cpu(), logits.detach().float().cpu(), targets.cpu())
+        (gradient,) = torch.autograd.grad(score, outputs[0])  # stops at the layer
+    activations, gradient = (as_grid(x, model, name) for x in (outputs[0].detach(), gradient))
+    return activations, gradient, logits.detach(), targets
 
 
 def as_grid(output: Tensor, model: Classifier, layer: str) -> Tensor:

@@ -87,6 +87,7 @@ class ProjectionHead(nn.Module):
 
     def __init__(self, dim: int, out_dim: int = 128, kind: str = "linear") -> None:
         super().__init__()
+        self.out_dim = out_dim
         if kind == "linear":
             self.layers: nn.Module = nn.Linear(dim, out_dim)
         elif kind == "mlp":

@@ -9,9 +9,11 @@ from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from torch import nn
 
 from crc_helpers.grad_cam import (
+    as_grid,
     boxes,
     captured,
     enlarge,
+    evidence,
     grad_cam,
     hits,
     last_stage,
@@ -373,3 +375,34 @@ def test_no_tile_has_no_score():
     maps, masks = np.zeros((0, 8, 8)), np.zeros((0, 8, 8), np.uint8)
     for score in (hits, mass_inside, overlap):
         assert score(maps, masks).shape == (0,)
+
+
+# --- transformers --------------------------------------------------------------------------------
+
+
+def test_tokens_return_to_their_places():
+    class Backbone(torch.nn.Module):
+        num_prefix_tokens = 2
+
+    model = Classifier(Encoder("resnet8"), 2)
+    model.encoder.backbone = Backbone()
+    tokens = (
+        torch.arange(2.0 + 9).view(1, 11, 1) - 2
+    )  # -2 and -1 of no place, then 0 to 8
+    grid = as_grid(tokens, model, "blocks")
+    torch.testing.assert_close(grid[0, 0], torch.arange(9.0).view(3, 3))
+    with pytest.raises(ValueError, match=r"'blocks' gives \(1, 10, 1\).*square grid"):
+        as_grid(tokens[:, :10], model, "blocks")
+
+
+def test_the_map_of_a_transformer_is_its_last_tokens_weighed():
+    torch.manual_seed(0)
+    model = Classifier(Encoder("vit_tiny_patch16_224"), 3).eval()
+    images = torch.rand(2, 3, 64, 64)
+    activations, gradient, logits, _ = evidence(model, images, 1)
+    assert activations.shape == gradient.shape == (2, 192, 4, 4)
+    # Tokens are averaged, so that each has the same say, and the map is one of sums over channels.
+    torch.testing.assert_close(gradient, gradient[..., :1, :1].expand_as(gradient))
+    maps = grad_cam(model, images, 1).maps
+    torch.testing.assert_close(maps, (activations * gradient).sum(dim=1).relu())
+    torch.testing.assert_close(logits, model(images).detach(), atol=1e-5, rtol=1e-4)
