@@ -386,9 +386,7 @@ def test_tokens_return_to_their_places():
 
     model = Classifier(Encoder("resnet8"), 2)
     model.encoder.backbone = Backbone()
-    tokens = (
-        torch.arange(2.0 + 9).view(1, 11, 1) - 2
-    )  # -2 and -1 of no place, then 0 to 8
+    tokens = torch.arange(2.0 + 9).view(1, 11, 1) - 2  # -2 and -1 of no place, then 0 to 8
     grid = as_grid(tokens, model, "blocks")
     torch.testing.assert_close(grid[0, 0], torch.arange(9.0).view(3, 3))
     with pytest.raises(ValueError, match=r"'blocks' gives \(1, 10, 1\).*square grid"):
