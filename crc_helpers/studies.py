@@ -346,7 +346,11 @@ def recipe_plan(seeds: int) -> Iterable[dict]:
 
 
 def recipe_row(t: Trial, factor: str, value: Any) -> dict:
-    """kNN and probe, on validation, of an encoder pre-trained with one thing changed."""
+    """kNN and probe, on validation, of an encoder pre-trained with one thing changed.
+
+    On all classes: the study `questions` shows what pre-training can gain there.
+    """
+    t = t.many
     r, train, index = t.recipe, t.parts.train, None
     labelled = train
     if factor == "crop":
@@ -379,7 +383,8 @@ def objectives_plan(seeds: int) -> Iterable[dict]:
 
 
 def objectives_row(t: Trial, objective: str) -> dict:
-    """Probe, on the test part, and the effective rank of the features."""
+    """Probe for all classes, on the test part, and the effective rank of the features."""
+    t = t.many
     r = replace(t.recipe, head="mlp", objective=objective)
     encoder = t.random_encoder() if objective == "random encoder" else t.pretrained(r)
     rank = effective_rank(t.features(encoder, t.parts.train))

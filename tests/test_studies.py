@@ -156,7 +156,7 @@ def test_few_labels_take_as_many_steps_as_many(t, monkeypatch):
     ],
 )  # fmt: skip
 def test_every_kind_of_row_is_measured(t, name, key, expected):
-    if name in ("classes", "questions"):  # slides of every kind in every part
+    if name in ("classes", "questions", "recipe", "objectives"):  # all kinds in every part
         t = studies.replace(t, recipe=studies.replace(SMALL, n_tiles=240))
     found = studies.STUDIES[name][1](t, **key)
     if name == "classes":
