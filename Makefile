@@ -25,7 +25,7 @@ lab: $(INSTALLED)  ## open the lessons in JupyterLab
 	$(BIN)/jupyter lab --notebook-dir=.
 
 test: $(INSTALLED)  ## run every test, the notebooks among them
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadgroup
 
 test-fast: $(INSTALLED)  ## run the tests that need no training and no notebook
 	$(BIN)/python -m pytest -m 'not slow'

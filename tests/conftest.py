@@ -1,5 +1,11 @@
 """What several test files share: an engine, and tiles small enough to train on."""
 
+import os
+
+# One thread each, for the kernels and programs that tests start too: on networks this small several
+# threads only wait for each other, and `make test` has several processes.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import numpy as np
 import pytest
 import torch
@@ -8,9 +14,17 @@ from lightning.fabric import Fabric
 from crc_helpers import runs
 
 
+def pytest_collection_modifyitems(items):
+    """Keep on one process of pytest-xdist: a file, or the tests of one run of the lessons."""
+    for item in items:
+        alone = item.path.name == "test_notebooks.py" and "ci_run" not in item.fixturenames
+        group = item.nodeid if alone else item.path.stem
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def one_thread():
-    """Compute on one thread: on networks this small, several only wait for each other."""
+    """Compute on one thread here too, however many the environment allows."""
     torch.set_num_threads(1)
 
 
