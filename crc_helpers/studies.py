@@ -298,9 +298,12 @@ def baselines_row(t: Trial, arm: str) -> dict:
     return t.score(fit(t, arm))
 
 
-def fit(t: Trial, arm: str) -> Callable:
-    """Train a rival; return it as a function from tiles to probabilities (N, C)."""
-    train = t.parts.train
+def fit(t: Trial, arm: str, labelled: np.ndarray | None = None) -> Callable:
+    """Train a rival; return it as a function from tiles to probabilities (N, C).
+
+    labelled: the training tiles whose labels it gets; all if not given.
+    """
+    train = t.parts.train if labelled is None else labelled
     y = t.labels(train)
     if arm == "majority":
         share = np.bincount(y, minlength=len(t.tiles.class_names)) / len(y)
@@ -309,20 +312,20 @@ def fit(t: Trial, arm: str) -> Callable:
         known = colour_baseline(colour_statistics(t.tiles.images[train]), y)
         return lambda index: known.predict_proba(colour_statistics(t.tiles.images[index]))
     if arm.endswith("probe"):
-        return t.probe(t.pretrained() if arm.startswith("pre") else t.random_encoder())
+        return t.probe(t.pretrained() if arm.startswith("pre") else t.random_encoder(), train)
     if arm == "ensemble of three":
-        members = [t.train(partial(t.random_encoder, salt=k), salt=k) for k in range(3)]
+        members = [t.train(partial(t.random_encoder, salt=k), train, salt=k) for k in range(3)]
         return lambda index: np.mean([member(index) for member in members], axis=0)
     if arm == "Inception-ResNet-v2":  # tiles under 75 px vanish in it; one rate, it is slow
         r = replace(t.recipe, size=max(t.recipe.size, 96), rates=t.recipe.rates[:1])
-        return t.train(partial(t.random_encoder, "inception_resnet_v2"), recipe=r)
+        return t.train(partial(t.random_encoder, "inception_resnet_v2"), train, recipe=r)
     start = {
         "from scratch": t.random_encoder,
         "plain CNN": partial(t.random_encoder, claims.PlainCNN),
         "ResNet-18": partial(t.random_encoder, "resnet18"),
         "pre-trained, fine-tuned": t.pretrained,
     }
-    return t.train(start[arm])
+    return t.train(start[arm], train)
 
 
 FACTORS: dict[str, tuple] = {
@@ -476,7 +479,9 @@ def backbones_row(t: Trial, network: str) -> dict:
     return start.score(start.train(start.random_encoder))
 
 
+FEW = ", 10 % of the labels"
 CLASS_ARMS = ("colour only", "pre-trained, probe", "from scratch", "pre-trained, fine-tuned")
+CLASS_ARMS += tuple(arm + FEW for arm in CLASS_ARMS[1:])
 
 
 def classes_plan(seeds: int) -> Iterable[dict]:
@@ -488,7 +493,10 @@ def classes_plan(seeds: int) -> Iterable[dict]:
 def classes_row(t: Trial, arm: str) -> dict:
     """One arm on all classes: macro averages, and the confusion matrix, rows truth."""
     many = t.many
-    y, found = many.labels(many.parts.test), fit(many, arm)(many.parts.test)
+    train, rival = many.parts.train, arm.removesuffix(FEW)
+    if rival != arm:
+        train = train[claims.labelled_subset(many.labels(train), 0.1, t.seed)]
+    y, found = many.labels(many.parts.test), fit(many, rival, train)(many.parts.test)
     counts = confusion_matrix(y, found.argmax(axis=1), labels=range(len(many.tiles.class_names)))
     return scores(y, found) | {"confusion": json.dumps(counts.tolist())}
 

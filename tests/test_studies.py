@@ -144,6 +144,7 @@ def test_few_labels_take_as_many_steps_as_many(t, monkeypatch):
         ("recipe", {"factor": "tiles", "value": "test tiles too"}, "knn"),
         ("metadata", {}, "both"),
         ("classes", {"arm": "pre-trained, probe"}, "auc"),
+        ("classes", {"arm": "pre-trained, fine-tuned" + studies.FEW}, "auc"),
         *(("questions", {"question": q, "fraction": 1.0, "encoder": "random"}, "auc")
           for q in studies.QUESTIONS),
         ("splits", {"scheme": "by tile", "split": 3}, "accuracy"),
