@@ -91,9 +91,13 @@ def sup_con_loss(z1: Tensor, z2: Tensor, labels: Tensor, temperature: float) -> 
 
 
 class MoCo(nn.Module):
-    """Momentum contrast: keys from a slowly following copy, negatives from a queue of them."""
+    """Momentum contrast: keys from a slowly following copy, negatives from a queue of them.
 
-    def __init__(self, model: nn.Sequential, temperature: float, size: int = 1024) -> None:
+    size: of the queue, far below the number of tiles, or a tile would often be its own negative.
+    Batch normalisation is not shuffled among devices as in the paper: there is one device.
+    """
+
+    def __init__(self, model: nn.Sequential, temperature: float, size: int = 256) -> None:
         super().__init__()
         self.temperature, self.keys = temperature, copy.deepcopy(model).requires_grad_(False)
         self.register_buffer("queue", torch.randn(size, model[-1].out_dim))
@@ -109,17 +113,18 @@ class MoCo(nn.Module):
 
 
 class SimSiam(nn.Module):
-    """Two views, a predictor, no negatives."""
+    """Two views, a predictor, no negatives; projections are normalised over the batch."""
 
     def __init__(self, model: nn.Sequential, hidden: int = 64) -> None:
         super().__init__()
         width = model[-1].out_dim
+        self.norm = nn.BatchNorm1d(width)
         self.predictor = nn.Sequential(
             nn.Linear(width, hidden), nn.BatchNorm1d(hidden), nn.ReLU(), nn.Linear(hidden, width)
         )
 
     def forward(self, model: nn.Module, v1: Tensor, v2: Tensor, _index: np.ndarray) -> Tensor:
-        z1, z2 = model(channels_last(torch.cat([v1, v2]))).float().chunk(2)
+        z1, z2 = self.norm(model(channels_last(torch.cat([v1, v2]))).float()).chunk(2)
         return simsiam_loss(self.predictor(z1), self.predictor(z2), z1, z2)
 
 
@@ -177,6 +182,15 @@ def labelled_subset(labels: np.ndarray, fraction: float, seed: int) -> np.ndarra
         members = rng.permutation(np.flatnonzero(labels == label))
         taken.append(members[: max(1, round(fraction * len(members)))])
     return np.sort(np.concatenate(taken))
+
+
+def balanced(labels: np.ndarray, seed: int) -> np.ndarray:
+    """Return positions in which every class is as rare as the rarest, sorted: the surplus goes."""
+    classes, count = np.unique(labels, return_counts=True)
+    rng, fewest = np.random.default_rng(seed), count.min()
+    return np.sort(
+        np.concatenate([rng.permutation(np.flatnonzero(labels == c))[:fewest] for c in classes])
+    )
 
 
 def oversampled(labels: np.ndarray) -> np.ndarray:

@@ -5,6 +5,7 @@ Maps come as Tensors at the size that their method works at; trials take them en
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -31,7 +32,8 @@ from crc_helpers.grad_cam import (
 )
 from crc_helpers.models import Classifier, Encoder, evaluating
 from crc_helpers.pretraining import channels_last
-from crc_helpers.runs import fingerprint, load_weights, save_weights
+from crc_helpers.runs import file_hash, fingerprint, load_weights, save_weights
+from crc_helpers.tile_store import content_hash
 
 # --- Four more ways to make a map -----------------------------------------------------------------
 
@@ -305,7 +307,7 @@ def explanations_row(t: Any, arm: str) -> dict:
     test, network = t.parts.test, train_network(t, arm)
     found = t.score(lambda i: predict(network, t.tiles.images.pick(i), t.recipe.size, t.fabric))
     first = train_network(t, "trained")
-    images = tile_batch(t.tiles, test, t.recipe.size)
+    images = tile_batch(t.tiles, test, t.recipe.size).to(t.fabric.device)
     reference = grad_cam(first, images)
     one, other = (
         at_size(grad_cam(n, images, reference.targets).maps, 48) for n in (first, network)
@@ -333,7 +335,7 @@ def _ink_row(t: Any) -> dict:
     found |= {"accuracy_without_ink": float((said["no ink"] == t.labels(test)).mean()),
               "flips": float((said["ink"] != said["no ink"])[dotted].mean())}  # fmt: skip
     decided = ink_decided(dotted, said["ink"], said["no ink"])
-    images = tile_batch(t.marked, test[decided], t.recipe.size)
+    images = tile_batch(t.marked, test[decided], t.recipe.size).to(t.fabric.device)
     maps, mask = grad_cam(network, images).maps, mask[decided]
     cell = mask.shape[-1] // maps.shape[-1]
     wide = np.stack([cv2.dilate(m, np.ones((2 * cell + 1, 2 * cell + 1))) for m in mask])
@@ -391,8 +393,9 @@ def train_network(t: Any, arm: str) -> Classifier:
         labels, val = np.random.default_rng(seed).permutation(labels), val[:0]
     settings = dict(size=r.size, batch=r.batch, lr=r.rates[-1], seed=seed,
                     epochs=max(1, round(r.steps / (len(train) // r.batch))))  # fmt: skip
-    mark = fingerprint(ids=tiles.ids.tolist(), source=tiles.source, arm=arm, network=r.backbone,
-                       parts=[train.tolist(), val.tolist()], **settings)  # fmt: skip
+    used = [content_hash(tiles.images.pick(part)) for part in (train, val)]
+    mark = fingerprint(tiles=used, labels=labels[train].tolist(), arm=arm, network=r.backbone,
+                       code=file_hash(Path(__file__)), **settings)  # fmt: skip
     file = cache_folder() / "studies" / f"{mark}.safetensors"
     if not file.is_file():
         fine_tune(network, tiles.images[train], labels[train], tiles.images[val], labels[val],

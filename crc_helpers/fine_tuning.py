@@ -52,14 +52,15 @@ def fine_tune(
     mark: str = "",
     name: str = "fine-tuning",
     criterion: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
+    val_criterion: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
 ) -> pd.DataFrame:
     """Train a classifier in place with cross-entropy; return the log, a row an epoch.
 
     images: uint8 (N, 3, H, W); labels: int64 (N,) in 0..C-1. The weights left in `classifier` are
     those of the epoch with the lowest validation loss, marked `chosen` in the log; with an empty
     validation set (the paper's case) those of the last epoch. checkpoint, mark: as in `pretrain`.
-    criterion: the loss of logits (N, C) and labels (N,) to train with; validation always has
-    cross-entropy.
+    criterion, val_criterion: the losses of logits (N, C) and labels (N,) to train and to choose
+    with.
 
     Raises ValueError for fewer tiles than a batch, FloatingPointError for a loss that is no number.
     """
@@ -95,7 +96,7 @@ def fine_tune(
             criterion, checkpoint,
         )  # fmt: skip
         if len(val_images):
-            row |= validate(classifier, val_images, val_labels, size, fabric)
+            row |= validate(classifier, val_images, val_labels, size, fabric, val_criterion)
             if not math.isfinite(row["val_loss"]):
                 raise FloatingPointError(
                     f"the validation loss of epoch {epoch} is {row['val_loss']}: lower FINE_TUNE_LR"
@@ -152,10 +153,12 @@ def _train_epoch(
     return {"epoch": epoch, "loss": mean}
 
 
-def validate(classifier, images, labels, size: int, fabric: Fabric) -> dict[str, float]:
-    """Return cross-entropy and balanced accuracy of a classifier on whole tiles."""
+def validate(
+    classifier, images, labels, size: int, fabric: Fabric, criterion: Callable = F.cross_entropy
+) -> dict[str, float]:
+    """Return loss and balanced accuracy of a classifier on whole tiles."""
     logits = embed(classifier, images, size, fabric)
-    loss = float(F.cross_entropy(logits, torch.from_numpy(labels)))
+    loss = float(criterion(logits, torch.from_numpy(labels)))
     accuracy = balanced_accuracy_score(labels, logits.argmax(dim=1).numpy())
     return {"val_loss": loss, "val_balanced_accuracy": float(accuracy)}
 

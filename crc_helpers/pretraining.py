@@ -102,11 +102,12 @@ def embed(
 ) -> Tensor:
     """Return the network's outputs (N, D), float32 on the CPU, for whole uint8 tiles.
 
-    The network runs in evaluation mode and is left in the mode it was in.
+    The network is moved to the engine's device, runs in evaluation mode and is left in the mode it
+    was in. No tiles give (0, D).
     """
     outputs = []
     with evaluating(network.to(fabric.device)), fabric.autocast():
-        for start in range(0, len(images), batch):
+        for start in range(0, max(len(images), 1), batch):
             tiles = to_device(images[start : start + batch], fabric)
             outputs.append(network(channels_last(shrink(tiles, size))).float())
     return torch.cat(outputs).cpu()

@@ -39,6 +39,7 @@ from crc_helpers.runs import (
     ROOT,
     RunError,
     device_name,
+    file_hash,
     fingerprint,
     load_weights,
     make_fabric,
@@ -48,6 +49,7 @@ from crc_helpers.runs import (
 )
 from crc_helpers.synthetic_cohort import make_cohort
 from crc_helpers.synthetic_tissue import KINDS
+from crc_helpers.tile_store import content_hash
 
 FOLDER = ROOT / "studies"
 FIRST_SEED = 200  # of the cohorts: none that the course was developed on
@@ -133,14 +135,15 @@ class Trial:
         r = recipe or self.recipe
         index = self.parts.pretraining if index is None else index
         settings = {k: v for k, v in vars(r).items() if k not in ("steps", "batch", "rates")}
-        mark = fingerprint(tiles=self.tiles.ids[index].tolist(), source=self.tiles.source,
-                           seed=self.seed, **settings)  # fmt: skip
+        labels = self.tiles.labels[index]
+        mark = fingerprint(tiles=content_hash(self.tiles.images.pick(index)), seed=self.seed,
+                           labels=labels.tolist() if r.objective == "SupCon" else None,
+                           objectives=file_hash(Path(claims.__file__)), **settings)  # fmt: skip
         file = cache_folder() / "studies" / f"{mark}.safetensors"
         encoder = self.random_encoder(r.backbone)
         if file.is_file():
             return load_weights(file, encoder).to(self.fabric.device)
         head = ProjectionHead(encoder.dim, kind=r.head)
-        labels = self.tiles.labels[index]
         objective = claims.make_objective(r.objective, nn.Sequential(encoder, head), r.temperature,
                                           labels)  # fmt: skip
         pretrain(
@@ -156,6 +159,11 @@ class Trial:
     def many(self) -> "Trial":
         """The same on all classes: four kinds of drawn tissue, or all that the real tiles have."""
         return replace(self, classes=KINDS if self.data == "synthetic" else "all")
+
+    @cached_property
+    def scratch(self) -> "Fitted":
+        """The network from scratch with all labels, which several rows need."""
+        return self.train(self.random_encoder)
 
     @cached_property
     def known(self) -> Tensor:
@@ -314,11 +322,14 @@ def fit(t: Trial, arm: str, labelled: np.ndarray | None = None) -> Callable:
     if arm.endswith("probe"):
         return t.probe(t.pretrained() if arm.startswith("pre") else t.random_encoder(), train)
     if arm == "ensemble of three":
-        members = [t.train(partial(t.random_encoder, salt=k), train, salt=k) for k in range(3)]
+        members = [t.scratch if labelled is None else t.train(t.random_encoder, train)]
+        members += [t.train(partial(t.random_encoder, salt=k), train, salt=k) for k in (1, 2)]
         return lambda index: np.mean([member(index) for member in members], axis=0)
     if arm == "Inception-ResNet-v2":  # tiles under 75 px vanish in it; one rate, it is slow
         r = replace(t.recipe, size=max(t.recipe.size, 96), rates=t.recipe.rates[:1])
         return t.train(partial(t.random_encoder, "inception_resnet_v2"), train, recipe=r)
+    if arm == "from scratch" and labelled is None:
+        return t.scratch
     start = {
         "from scratch": t.random_encoder,
         "plain CNN": partial(t.random_encoder, claims.PlainCNN),
@@ -329,13 +340,13 @@ def fit(t: Trial, arm: str, labelled: np.ndarray | None = None) -> Callable:
 
 
 FACTORS: dict[str, tuple] = {
-    "temperature": (0.07, 0.1, 0.5, 0.7),
+    "temperature": (0.07, 0.7),
     "head": ("mlp",),
     "crop": (0.08, 0.7),  # the smallest share of the tile's area kept
     "stain": (0.0, 0.7),
     "pretrain_batch": (32, 128),
-    "pretrain_epochs": (5, 20),
-    "tiles": ("balanced", "balanced and the rest", "test tiles too"),
+    "pretrain_epochs": (5, 20, 80),
+    "tiles": ("balanced", "the scored ones too"),  # without labels, either way
 }
 
 
@@ -354,33 +365,35 @@ def recipe_row(t: Trial, factor: str, value: Any) -> dict:
     On all classes: the study `questions` shows what pre-training can gain there.
     """
     t = t.many
-    r, train, index = t.recipe, t.parts.train, None
-    labelled = train
+    r, train, val, index = t.recipe, t.parts.train, t.parts.val, None
+    y = t.labels(train)
     if factor == "crop":
         r = replace(r, views=replace(r.views, crop=(value, 1.0)))
     elif factor == "stain":
         r = replace(r, views=replace(r.views, stain=value))
     elif factor == "tiles":
-        y, rng = t.labels(train), np.random.default_rng(t.seed)
-        fewest = np.bincount(y).min()
-        balanced = [rng.permutation(train[y == c])[:fewest] for c in np.unique(y)]
-        labelled = np.sort(np.concatenate(balanced))  # the same labels for both of the first two
-        tested = np.concatenate([train, t.parts.test])
-        index = {"balanced": labelled, "balanced and the rest": train}.get(value, tested)
-        labelled = train if value == "test tiles too" else labelled
+        more = np.concatenate([train, val])
+        index = train[claims.balanced(y, t.seed)] if value == "balanced" else more
+        # As many steps as on the usual tiles.
+        r = replace(r, pretrain_epochs=round(r.pretrain_epochs * len(train) / len(index)))
     elif factor != "none":
         r = replace(r, **{factor: value})
-    encoder, val = t.pretrained(r, index), t.parts.val
-    known, asked = t.features(encoder, labelled), t.features(encoder, val)
-    knn = knn_accuracy(known, t.labels(labelled), asked, t.labels(val))
-    return {"knn": knn} | t.score(t.probe(encoder, labelled), val)
+    encoder = t.pretrained(r, index)
+    known, asked = t.features(encoder, train), t.features(encoder, val)
+    found = {"knn": knn_accuracy(known, y, asked, t.labels(val))}
+    few = claims.labelled_subset(y, 0.1, t.seed)
+    for name, given in (("auc", np.arange(len(y))), ("auc_of_a_tenth", few)):
+        # The strength is not chosen: validation, which would choose it, is what scores here.
+        probe = linear_probe(known[given], y[given], known[:0], y[:0])
+        found[name] = macro_auc(t.labels(val), probe.predict_proba(asked.numpy()))
+    return found
 
 
 OBJECTIVES = ("random encoder", "NT-Xent", "MoCo", "SimSiam", "Barlow Twins", "SupCon")
 
 
 def objectives_plan(seeds: int) -> Iterable[dict]:
-    """Other ways to learn without labels, on the same loop, with an MLP head as they have."""
+    """Other ways to learn without labels, on the same loop and with the same MLP head."""
     for seed, objective in itertools.product(range(seeds), OBJECTIVES):
         yield {"seed": seed, "objective": objective}
 
@@ -404,19 +417,23 @@ def imbalance_plan(seeds: int) -> Iterable[dict]:
 
 
 def imbalance_row(t: Trial, remedy: str) -> dict:
-    """One remedy, from scratch, on the test part as common as the classes are."""
-    train, options = t.parts.train, {}
+    """One remedy, from scratch, on the test part as common as the classes are.
+
+    All are judged by balanced accuracy, so validation chooses by the balanced loss for all.
+    """
+    train = t.parts.train
     y = t.labels(train)
     count = np.bincount(y)
+    if len(count) != 2:
+        raise RunError(f"imbalance: there are {len(count)} classes, sensitivity is defined for two")
+    weight = torch.tensor(len(y) / count / len(count), dtype=torch.float32)
+    options = {"val_criterion": nn.CrossEntropyLoss(weight)}
     if remedy == "discarding":
-        rng = np.random.default_rng(t.seed)
-        members = [rng.permutation(train[y == c])[: count.min()] for c in range(len(count))]
-        train = np.sort(np.concatenate(members))
+        train = train[claims.balanced(y, t.seed)]
     elif remedy == "class weights":
-        weight = torch.tensor(len(y) / count / len(count), dtype=torch.float32)
-        options = {"criterion": nn.CrossEntropyLoss(weight.to(t.fabric.device))}
+        options["criterion"] = nn.CrossEntropyLoss(weight.to(t.fabric.device))
     elif remedy == "focal loss":
-        options = {"criterion": claims.focal_loss}
+        options["criterion"] = claims.focal_loss
     elif remedy == "oversampling":
         train = train[claims.oversampled(y)]
     classify = t.train(t.random_encoder, train, **options)
@@ -435,7 +452,7 @@ def imbalance_row(t: Trial, remedy: str) -> dict:
     }
 
 
-CURES = ("none", "stain jitter", "Reinhard", "Macenko")
+CURES = ("none", "jitter of stain and colour", "Reinhard", "Macenko")
 
 
 def site_plan(seeds: int) -> Iterable[dict]:
@@ -457,7 +474,7 @@ def site_row(t: Trial, cure: str) -> dict:
         }
     here = replace(t, given=tiles["home"])
     classify = here.train(
-        t.random_encoder, views=VIEWS["gentle"] if cure == "stain jitter" else plain
+        t.random_encoder, views=VIEWS["gentle"] if cure.startswith("jitter") else plain
     )
     test = t.parts.test
     return {place: macro_auc(t.labels(test), classify(test, tiles[place])) for place in tiles}
@@ -467,16 +484,17 @@ BACKBONES = ("resnet8", "convnext_atto", "vit_tiny_patch16_224")
 
 
 def backbones_plan(seeds: int) -> Iterable[dict]:
-    """Other networks by name, from scratch and from their own pre-training without labels."""
+    """Other networks by name, from scratch."""
     for seed, name in itertools.product(range(seeds), BACKBONES):
         yield {"seed": seed, "network": name}
 
 
 def backbones_row(t: Trial, network: str) -> dict:
-    """From scratch, on the test part, at 96 px, where the maps of all three have 6 x 6 cells."""
-    r = replace(t.recipe, backbone=network, size=96)
+    """From scratch, on the test part, at 96 px, of which each leaves Grad-CAM some cells."""
+    r = replace(t.recipe, backbone=network, size=max(t.recipe.size, 96))
     start = replace(t, recipe=r)
-    return start.score(start.train(start.random_encoder))
+    found = start.score(start.train(start.random_encoder))
+    return found | {"size": r.size, "backbone": network}
 
 
 FEW = ", 10 % of the labels"
@@ -493,10 +511,10 @@ def classes_plan(seeds: int) -> Iterable[dict]:
 def classes_row(t: Trial, arm: str) -> dict:
     """One arm on all classes: macro averages, and the confusion matrix, rows truth."""
     many = t.many
-    train, rival = many.parts.train, arm.removesuffix(FEW)
+    train, rival, labelled = many.parts.train, arm.removesuffix(FEW), None
     if rival != arm:
-        train = train[claims.labelled_subset(many.labels(train), 0.1, t.seed)]
-    y, found = many.labels(many.parts.test), fit(many, rival, train)(many.parts.test)
+        labelled = train[claims.labelled_subset(many.labels(train), 0.1, t.seed)]
+    y, found = many.labels(many.parts.test), fit(many, rival, labelled)(many.parts.test)
     counts = confusion_matrix(y, found.argmax(axis=1), labels=range(len(many.tiles.class_names)))
     return scores(y, found) | {"confusion": json.dumps(counts.tolist())}
 
@@ -529,9 +547,7 @@ def questions_row(t: Trial, question: str, fraction: float, encoder: str) -> dic
     asked = serrated if question == "HP or SSA?" else np.ones(len(kind), bool)
     train, val, test = (p[asked[p]] for p in (t.parts.train, t.parts.val, t.parts.test))
     train = train[claims.labelled_subset(y[train], fraction, t.seed)]
-    known = (
-        t.known if encoder == "pre-trained" else t.features(t.random_encoder(), np.arange(len(y)))
-    )
+    known = t.known if encoder == "pre-trained" else t.known_untrained
     probe = linear_probe(known[train], y[train], known[val], y[val])
     return {"labels": len(train)} | scores(y[test], probe.predict_proba(known[test].numpy()))
 
@@ -563,19 +579,22 @@ def metadata_row(t: Trial) -> dict:
 
 
 SPLITS = 50
+SCHEMES = {"as in the paper": "paper", "by tile": "random", "by slide": "auto"}
 
 
-def splits_plan(_seeds: int) -> Iterable[dict]:
-    """One cohort, split 90:10 again and again: tiles at random as in the paper, or whole slides."""
-    for scheme, number in itertools.product(("by tile", "by slide"), range(SPLITS)):
-        yield {"seed": 0, "scheme": scheme, "split": number}
+def splits_plan(seeds: int) -> Iterable[dict]:
+    """Each cohort is split 90:10 again and again, in three ways."""
+    for seed, scheme, number in itertools.product(range(seeds), SCHEMES, range(SPLITS)):
+        yield {"seed": seed, "scheme": scheme, "split": number}
 
 
 def splits_row(t: Trial, scheme: str, split: int) -> dict:
-    """Accuracy of a probe on one pre-trained encoder: only the split of the labels changes."""
-    how = "paper" if scheme == "by tile" else "auto"
+    """Scores of a probe on one pre-trained encoder: only the split of the labels changes.
+
+    "as in the paper" draws tiles after the surplus of the common class is thrown away.
+    """
     tiles = replace(t.tiles, partition=None)
-    parts = divide(tiles, how, test=0.1, validation=0.1, seed=split)
+    parts = divide(tiles, SCHEMES[scheme], test=0.1, validation=0.1, seed=split)
     probe = linear_probe(t.known[parts.train], t.labels(parts.train), t.known[parts.val],
                          t.labels(parts.val))  # fmt: skip
     found = probe.predict_proba(t.known[parts.test].numpy())
@@ -596,7 +615,8 @@ STUDIES: dict[str, tuple[Callable[[int], Iterable[dict]], Callable[..., dict]]] 
     "splits": (splits_plan, splits_row),
     "explanations": (trials.explanations_plan, trials.explanations_row),
 }
-SIZES = {"explanations": Recipe(n_tiles=600, pretrain_epochs=20, steps=150)}  # where not the usual
+SIZES = {"explanations": Recipe(n_tiles=600, steps=150)}  # where not the usual
+DRAWN_ONLY = ("site", "questions", "metadata")  # what they ask about, real tiles do not tell
 
 
 # --- Doing them -----------------------------------------------------------------------------------
@@ -628,36 +648,44 @@ def do(
 ) -> pd.DataFrame:
     """Measure what is missing of a study, and return it; every row is on disk once it is measured.
 
-    Raises ValueError for a name that is none, RunError where the rows there are have another size.
+    Raises RunError for a name that is none, data that the study cannot use, or a file whose rows
+    are of another recipe.
     """
     if name not in STUDIES:
-        raise ValueError(f"study {name!r} is unknown: choose one of {', '.join(STUDIES)}")
+        raise RunError(f"study {name!r} is unknown: choose one of {', '.join(STUDIES)}")
+    if name in DRAWN_ONLY and data != "synthetic":
+        raise RunError(f"study {name!r} is about drawn tissue: --data {data} does not tell enough")
     file = folder / f"{name}_{data}.csv"
     with only_one(file):
-        return _measure(*STUDIES[name], file, (data, root, recipe or size_of(name)), seeds)
+        source = data, root, recipe or size_of(name)
+        return _measure(*STUDIES[name], file, source, seeds, changes(source[-1], size_of(name)))
+
+
+def changes(recipe: Recipe, usual: Recipe) -> str:
+    """Return in words what a recipe does differently; rows of different recipes never mix."""
+    new, old = vars(recipe), vars(usual)
+    return ", ".join(f"{k} {new[k]}" for k in new if new[k] != old[k]) or "nothing"
 
 
 def _measure(
-    plan: Callable, measure: Callable, file: Path, source: tuple, seeds: int
+    plan: Callable, measure: Callable, file: Path, source: tuple, seeds: int, changed: str
 ) -> pd.DataFrame:
     rows = pd.read_csv(file).to_dict("records") if file.is_file() else []
+    if others := {row["changed"] for row in rows} - {changed}:
+        raise RunError(
+            f"{file} holds rows of another recipe (changed: {others.pop()}; now: {changed}): give"
+            " another folder with --out"
+        )
     size = {k: getattr(source[-1], k) for k in ("n_tiles", "size", "backbone", "steps")}
-    for what, value in size.items():
-        if others := {row[what] for row in rows} - {value}:
-            raise RunError(
-                f"{file} holds rows of {what} {others.pop()}, not {value}: give another folder"
-                " with --out"
-            )
-    facts = {"device": device_name(), "commit": _commit()}
+    facts = {"changed": changed, "device": device_name(), "commit": _commit()}
     for key in plan(seeds):
         if any(all(str(row.get(k)) == str(v) for k, v in key.items()) for row in rows):
             continue
         start = time.perf_counter()
-        found = measure(
-            trial(key["seed"], *source), **{k: v for k, v in key.items() if k != "seed"}
-        )
+        t = trial(key["seed"], *source)
+        found = measure(t, **{k: v for k, v in key.items() if k != "seed"})
         seconds = {"seconds": round(time.perf_counter() - start, 1)}
-        rows.append(key | found | size | seconds | facts)
+        rows.append(key | size | {"n_tiles": len(t.tiles)} | found | seconds | facts)
         save_table(file, rows)
         said = (f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in rows[-1].items())
         print(", ".join(said), flush=True)
@@ -665,6 +693,9 @@ def _measure(
 
 
 def _commit() -> str:
-    found = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, text=True,
-                           capture_output=True)  # fmt: skip
+    try:
+        found = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, text=True,
+                               capture_output=True)  # fmt: skip
+    except FileNotFoundError:  # no git here
+        return "no repository"
     return found.stdout.strip() or "no repository"

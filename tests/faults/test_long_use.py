@@ -134,7 +134,7 @@ def test_three_lessons_in_one_kernel_do_not_grow(tmp_path, cache, lessons_01_to_
 
 
 @on_demand
-@pytest.mark.parametrize("number", range(6))
+@pytest.mark.parametrize("number", range(len(lesson_files())))
 def test_cells_may_be_run_twice(tmp_path, cache, lessons_01_to_04, number):
     shutil.copytree(lessons_01_to_04, tmp_path / "run")
     lesson = cells_of(lesson_files()[number], tmp_path / "run", twice=True)
