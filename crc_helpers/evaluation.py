@@ -122,21 +122,30 @@ def summarise(
     return result
 
 
-def per_class(confusion: np.ndarray, class_names: tuple[str, ...]) -> pd.DataFrame:
-    """Return precision, recall, F1 and support of each class, with Wilson intervals.
+def per_class(
+    labels: np.ndarray,
+    predicted: np.ndarray,
+    class_names: tuple[str, ...],
+    groups: np.ndarray | None = None,
+) -> pd.DataFrame:
+    """Return precision, recall, F1 and support of each class, with intervals.
 
-    confusion: int (C, C), rows truth. F1 is no proportion of independent trials and has none.
+    labels, predicted: int (N,). The intervals are Wilson's, or bootstraps over groups (N,) where
+    tiles come in them. F1 is no proportion of trials and has none.
     """
     rows = []
     for c, name in enumerate(class_names):
-        hit, called, true = confusion[c, c], confusion[:, c].sum(), confusion[c].sum()
-        precision, recall = hit / max(called, 1), hit / max(true, 1)
-        f1 = 2 * hit / max(called + true, 1)
-        p_low, p_high = wilson_interval(int(hit), int(called))
-        r_low, r_high = wilson_interval(int(hit), int(true))
-        rows.append({"class": name, "precision": precision, "precision_low": p_low,
-                     "precision_high": p_high, "recall": recall, "recall_low": r_low,
-                     "recall_high": r_high, "f1": f1, "support": int(true)})  # fmt: skip
+        called, true, hit = predicted == c, labels == c, (predicted == c) & (labels == c)
+        row = {"class": name}
+        for metric, among in (("precision", called), ("recall", true)):
+            low, high = wilson_interval(int(hit.sum()), int(among.sum()))
+            if groups is not None and among.any():
+                right, own = hit[among], groups[among]
+                low, high = bootstrap_interval(lambda k, r=right: r[k].mean(), len(own), own)
+            row |= {metric: hit.sum() / max(among.sum(), 1)}
+            row |= {f"{metric}_low": low, f"{metric}_high": high}
+        f1 = 2 * hit.sum() / max(called.sum() + true.sum(), 1)
+        rows.append(row | {"f1": f1, "support": int(true.sum())})
     return pd.DataFrame(rows).set_index("class")
 
 

@@ -216,7 +216,8 @@ class Trial:
                 epochs=max(1, round(r.steps / (len(index) // r.batch))), 
                 seed=self.seed + 1000 * salt, **options,
             )  # fmt: skip
-            loss = log.loc[log["chosen"], "val_loss"].iloc[0]
+            judge = "val_loss" if "val_loss" in log else "loss"  # without validation, as in the paper
+            loss = log.loc[log["chosen"], judge].iloc[0]
             if loss < best:
                 best, kept = loss, classifier
         return Fitted(kept, self, r.size)

@@ -48,7 +48,7 @@ def test_the_papers_counts_give_its_accuracy():
     [("HP", "86.60%", "84.85%", "85.71%"), ("SSA", "85.15%", "86.87%", "86.00%")],
 )
 def test_the_papers_counts_give_its_classes(name, precision, recall, f1):
-    row = per_class(PAPER_COUNTS, ("HP", "SSA")).loc[name]
+    row = per_class(*expand_counts(PAPER_COUNTS), ("HP", "SSA")).loc[name]
     assert [f"{row[k]:.2%}" for k in ("precision", "recall", "f1")] == [precision, recall, f1]
     assert row["support"] == 99
 
@@ -232,20 +232,32 @@ def test_the_numbers_of_a_class_are_scikit_learns(classes):
     labels, probabilities = make_predictions(classes=classes)
     predicted = probabilities.argmax(axis=1)
     names = tuple("abcd"[:classes])
-    table = per_class(confusion_matrix(labels, predicted), names)
+    table = per_class(labels, predicted, names)
     theirs = precision_recall_fscore_support(labels, predicted)
     assert tuple(table.index) == names
     np.testing.assert_allclose(table[["precision", "recall", "f1", "support"]].T, theirs)
 
 
 def test_the_intervals_of_a_class_are_wilsons_of_its_own_counts():
-    row = per_class(PAPER_COUNTS, ("HP", "SSA")).loc["HP"]
+    row = per_class(*expand_counts(PAPER_COUNTS), ("HP", "SSA")).loc["HP"]
     assert (row["precision_low"], row["precision_high"]) == wilson_interval(84, 97)
     assert (row["recall_low"], row["recall_high"]) == wilson_interval(84, 99)
 
 
+def test_intervals_of_a_class_over_groups_do_not_shrink_when_tiles_are_repeated():
+    labels, predicted = expand_counts(PAPER_COUNTS)
+    once = per_class(labels, predicted, ("HP", "SSA"), np.arange(198))
+    again = [np.repeat(a, 9) for a in (labels, predicted, np.arange(198))]
+    copied = per_class(*again[:2], ("HP", "SSA"), again[2])
+    naive = per_class(*again[:2], ("HP", "SSA"))
+    for metric in ("precision", "recall"):
+        width = [t[f"{metric}_high"] - t[f"{metric}_low"] for t in (once, copied, naive)]
+        assert (width[1] / width[0]).between(0.9, 1.1).all()
+        assert (width[2] < 0.5 * width[1]).all()
+
+
 def test_a_class_that_is_never_called_has_a_precision_of_zero_about_which_nothing_is_known():
-    row = per_class(np.array([[5, 0], [3, 0]]), ("HP", "SSA")).loc["SSA"]
+    row = per_class(*expand_counts(np.array([[5, 0], [3, 0]])), ("HP", "SSA")).loc["SSA"]
     assert (row["precision"], row["recall"], row["f1"]) == (0, 0, 0)
     assert (row["precision_low"], row["precision_high"]) == (0, 1)
 

@@ -481,3 +481,8 @@ def test_an_epoch_shorter_than_the_clock_tells_is_no_error(coloured_tiles, fabri
     monkeypatch.setattr(pretraining.time, "perf_counter", lambda: 0.0)
     _, log = train(coloured_tiles, fabric, epochs=1)
     assert list(log["epoch"]) == [1]
+
+
+def test_no_tiles_have_no_features(fabric, coloured_tiles):
+    found = embed(Encoder("resnet8"), coloured_tiles[:0], 24, fabric)
+    assert found.shape == (0, Encoder("resnet8").dim)

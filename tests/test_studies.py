@@ -344,7 +344,7 @@ def test_metadata_stand_beside_the_image_and_not_in_its_place(watched):
     row, t = studies.metadata_row(watched.t), watched.t
     y = t.labels(t.parts.test)
     assert row["image"] == pytest.approx(studies.macro_auc(y, watched.p[t.parts.test]))
-    assert row["metadata"] > 0.65 > 0.6 > row["image"]  # answers by lot
+    assert row["metadata"] > 0.6 > row["image"]  # answers by lot
     assert row["metadata"] > row["half without metadata"] > row["image"]
 
 

@@ -122,7 +122,7 @@ def test_a_test_part_of_one_class_or_none_has_defined_metrics(n, grouped, label)
     m = summarise(labels, found, groups)
     assert set(m) == {"accuracy", "balanced_accuracy", "auc"} and math.isnan(m["auc"]["value"])
     assert m["accuracy"]["value"] == (label == 0) if n else math.isnan(m["accuracy"]["value"])
-    table = per_class(np.array([[n, 0], [0, 0]]), ("a", "b"))
+    table = per_class(np.zeros(n, int), np.zeros(n, int), ("a", "b"), groups)
     assert table.loc["b", ["precision", "recall", "f1"]].tolist() == [0, 0, 0]
     assert table.loc["b", ["recall_low", "recall_high"]].tolist() == [0, 1]
     assert math.isnan(expected_calibration_error(labels, found)) == (n == 0)
