@@ -390,7 +390,8 @@ def train_network(t: Any, arm: str) -> Classifier:
     train, val = (part[part < len(tiles)] for part in (t.parts.train, t.parts.val))
     labels = tiles.labels
     if arm == "shuffled labels":  # to learn by heart: there is nothing for validation to choose
-        labels, val = np.random.default_rng(seed).permutation(labels), val[:0]
+        labels, known, val = labels.copy(), labels >= 0, val[:0]  # -1: no class of this task
+        labels[known] = np.random.default_rng(seed).permutation(labels[known])
     settings = dict(size=r.size, batch=r.batch, lr=r.rates[-1], seed=seed,
                     epochs=max(1, round(r.steps / (len(train) // r.batch))))  # fmt: skip
     used = [content_hash(tiles.images.pick(part)) for part in (train, val)]
