@@ -391,3 +391,19 @@ def test_study_goes_on_where_it_stopped(tmp_path, monkeypatch):
     monkeypatch.setattr(trial, "train_network", None)  # nothing is measured twice
     again = studies.do("explanations", seeds=1, recipe=small, folder=tmp_path)
     assert len(again) == 5 and (tmp_path / "explanations_synthetic.csv").read_bytes() == before
+
+
+@pytest.mark.slow
+def test_labels_are_shuffled_among_the_tiles_that_have_one(tmp_path, monkeypatch):
+    tiles = studies.load_tiles(n=96, seed=1)
+    labels = tiles.labels.copy()
+    labels[::5] = -1  # as EBHI-Seg's tiles of classes outside the task
+    t = studies.Trial(0, given=studies.replace(tiles, labels=labels),
+                      recipe=studies.Recipe(size=32, steps=4, batch=8))  # fmt: skip
+    seen = []
+    monkeypatch.setattr(trial, "cache_folder", lambda: tmp_path)
+    monkeypatch.setattr(trial, "fine_tune", lambda network, images, y, *_, **__: seen.append(y))
+    trial.train_network(t, "shuffled labels")
+    own = labels[t.parts.train]
+    assert (own >= 0).all() and set(seen[0].tolist()) == {0, 1}
+    assert (seen[0] != own).mean() > 0.2
