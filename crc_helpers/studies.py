@@ -216,7 +216,7 @@ class Trial:
                 epochs=max(1, round(r.steps / (len(index) // r.batch))), 
                 seed=self.seed + 1000 * salt, **options,
             )  # fmt: skip
-            judge = "val_loss" if "val_loss" in log else "loss"  # without validation, as in the paper
+            judge = "val_loss" if "val_loss" in log else "loss"  # the paper has no validation
             loss = log.loc[log["chosen"], judge].iloc[0]
             if loss < best:
                 best, kept = loss, classifier
