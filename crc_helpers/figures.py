@@ -463,7 +463,8 @@ def split_luck(rows: pd.DataFrame, draw: int = 0) -> Figure:
     schemes = list(rows["scheme"].unique())
     figure, axes = plt.subplots(len(schemes), 1, figsize=(9, 1.9 * len(schemes)), sharex=True)
     step = 0.02
-    bins = np.arange(np.floor(rows["accuracy"].min() / step) * step, 1.0, step)
+    low, high = rows["accuracy"].min(), rows["accuracy"].max()
+    bins = np.arange(np.floor(low / step) * step, high + 2 * step, step)
     for ax, scheme in zip(np.atleast_1d(axes), schemes, strict=True):
         found = rows[rows["scheme"] == scheme]
         ax.hist(found["accuracy"], bins=bins, color=PALETTE[0], edgecolor="white")
