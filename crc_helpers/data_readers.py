@@ -177,18 +177,22 @@ def whole_folder(final: Path) -> Iterator[Path | None]:
     """
     unfinished = final.with_name(f".{final.name}.{uuid.uuid4().hex[:8]}")
     final.parent.mkdir(parents=True, exist_ok=True)
+
+    def clear() -> None:
+        for left in final.parent.glob(f".{glob.escape(final.name)}.{'[0-9a-f]' * 8}"):
+            shutil.rmtree(left, ignore_errors=True)
+
     with FileLock(final.with_name(f".{final.name}.lock")):  # a dead process holds none
         if final.is_dir():  # another process was faster, and made the same
             yield None
             return
         try:
-            for left in final.parent.glob(f".{glob.escape(final.name)}.{'[0-9a-f]' * 8}"):
-                shutil.rmtree(left, ignore_errors=True)
+            clear()
             unfinished.mkdir()
             yield unfinished
             unfinished.rename(final)
         finally:
-            shutil.rmtree(unfinished, ignore_errors=True)
+            clear()  # again: workers of a killed process finish the tile that they are drawing
 
 
 def and_more(count: int) -> str:

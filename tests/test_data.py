@@ -879,3 +879,14 @@ def test_prepare_others(tmp_path):
     assert prepare("synthetic", out, n=6, seed=2, shortcut="ink") == out
     assert len(pd.read_csv(out / "annotations.csv")) == 6
     assert '"ink"' in (out / "about.json").read_text()
+
+
+def test_what_a_dead_writers_helpers_leave_while_another_writes_is_cleared_too(tmp_path):
+    final = tmp_path / "made"
+    with data_readers.whole_folder(final) as folder:
+        (folder / "own").touch()
+        orphan = tmp_path / ".made.0123abcd" / "images"
+        orphan.mkdir(parents=True)
+        (orphan / "late.png").touch()
+    assert [p.name for p in tmp_path.iterdir() if p.suffix != ".lock"] == ["made"]
+    assert (final / "own").is_file()
