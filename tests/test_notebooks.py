@@ -164,6 +164,7 @@ def same_steps(start, one, other):
 
 
 def test_loop_shown_ends_in_the_weights_of_the_shared_loop():
+    torch.manual_seed(100)  # how far rounding drives two runs apart depends on the tiles
     tiles = torch.randint(0, 256, (24, 3, 32, 32), dtype=torch.uint8).numpy()
     common = dict(size=32, batch=8, lr=1e-3, temperature=0.2, seed=3)
     networks = []
@@ -179,6 +180,7 @@ def test_loop_shown_ends_in_the_weights_of_the_shared_loop():
 
 
 def test_supervised_loop_shown_ends_in_the_weights_of_the_shared_loop():
+    torch.manual_seed(100)  # how far rounding drives two runs apart depends on the tiles
     tiles = torch.randint(0, 256, (24, 3, 32, 32), dtype=torch.uint8).numpy()
     labels = np.arange(24) % 2
     common = dict(size=32, batch=8, lr=1e-3, seed=3)
