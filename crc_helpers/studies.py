@@ -636,7 +636,12 @@ def read(name: str, data: str = "synthetic") -> pd.DataFrame:
     file = FOLDER / f"{name}_{data}.csv"
     if not file.is_file():
         raise RunError(f"{file} is missing: crc-course study {name} --data {data}")
-    return pd.read_csv(file)
+    return _read(file)
+
+
+def _read(file: Path) -> pd.DataFrame:
+    # A commit such as 5940e75 would be read as a number, and be lost.
+    return pd.read_csv(file, dtype={"commit": str})
 
 
 def do(
@@ -671,7 +676,7 @@ def changes(recipe: Recipe, usual: Recipe) -> str:
 def _measure(
     plan: Callable, measure: Callable, file: Path, source: tuple, seeds: int, changed: str
 ) -> pd.DataFrame:
-    rows = pd.read_csv(file).to_dict("records") if file.is_file() else []
+    rows = _read(file).to_dict("records") if file.is_file() else []
     if others := {row["changed"] for row in rows} - {changed}:
         raise RunError(
             f"{file} holds rows of another recipe (changed: {others.pop()}; now: {changed}): give"
