@@ -184,15 +184,6 @@ def labelled_subset(labels: np.ndarray, fraction: float, seed: int) -> np.ndarra
     return np.sort(np.concatenate(taken))
 
 
-def balanced(labels: np.ndarray, seed: int) -> np.ndarray:
-    """Return positions in which every class is as rare as the rarest, sorted: the surplus goes."""
-    classes, count = np.unique(labels, return_counts=True)
-    rng, fewest = np.random.default_rng(seed), count.min()
-    return np.sort(
-        np.concatenate([rng.permutation(np.flatnonzero(labels == c))[:fewest] for c in classes])
-    )
-
-
 def oversampled(labels: np.ndarray) -> np.ndarray:
     """Return positions in which every class is as frequent as the most common: rare ones recur."""
     classes = [np.flatnonzero(labels == label) for label in np.unique(labels)]

@@ -416,7 +416,7 @@ def split(
     groups = tiles.groups if scheme == "auto" else None
     kept, discarded = everything, nothing
     if scheme == "paper":
-        kept, discarded = _balance(tiles.labels, rng)
+        kept, discarded = balance(tiles.labels, rng)
         test = 0.10
     if scheme == "auto" and tiles.partition is not None:
         tested, used = np.flatnonzero(tiles.partition == "test"), "official"
@@ -438,8 +438,11 @@ def split(
     return result
 
 
-def _balance(labels: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Discard random tiles of the larger classes until all are as small as the smallest."""
+def balance(labels: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Discard random tiles of the larger classes until all are as small as the smallest.
+
+    labels (N,), those below 0 are kept; returns positions kept and positions discarded, sorted.
+    """
     classes = [np.flatnonzero(labels == label) for label in range(labels.max() + 1)]
     fewest = min(map(len, classes), default=0)
     larger = [rng.permutation(members)[fewest:] for members in classes]

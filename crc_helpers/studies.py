@@ -6,6 +6,7 @@ so a study can be stopped and gone on with. A seed is another cohort, another sp
 initialisation: on drawn tissue another tissue, on real tiles another split by case.
 """
 
+import hashlib
 import itertools
 import json
 import subprocess
@@ -29,7 +30,7 @@ from torch import Tensor, nn
 from crc_helpers import claims_on_trial as claims
 from crc_helpers import explanations_on_trial as trials
 from crc_helpers.augmentation import VIEWS, Views
-from crc_helpers.data import Split, Tiles, cache_folder, load_tiles
+from crc_helpers.data import Split, Tiles, balance, cache_folder, load_tiles
 from crc_helpers.data import split as divide
 from crc_helpers.evaluation import colour_baseline, colour_statistics, macro_auc
 from crc_helpers.fine_tuning import fine_tune, linear_probe, predict
@@ -374,7 +375,7 @@ def recipe_row(t: Trial, factor: str, value: Any) -> dict:
         r = replace(r, views=replace(r.views, stain=value))
     elif factor == "tiles":
         more = np.concatenate([train, val])
-        index = train[claims.balanced(y, t.seed)] if value == "balanced" else more
+        index = train[balance(y, np.random.default_rng(t.seed))[0]] if value == "balanced" else more
         # As many steps as on the usual tiles.
         r = replace(r, pretrain_epochs=round(r.pretrain_epochs * len(train) / len(index)))
     elif factor != "none":
@@ -430,7 +431,7 @@ def imbalance_row(t: Trial, remedy: str) -> dict:
     weight = torch.tensor(len(y) / count / len(count), dtype=torch.float32)
     options = {"val_criterion": nn.CrossEntropyLoss(weight)}
     if remedy == "discarding":
-        train = train[claims.balanced(y, t.seed)]
+        train = train[balance(y, np.random.default_rng(t.seed))[0]]
     elif remedy == "class weights":
         options["criterion"] = nn.CrossEntropyLoss(weight.to(t.fabric.device))
     elif remedy == "focal loss":
@@ -641,7 +642,7 @@ def read(name: str, data: str = "synthetic") -> pd.DataFrame:
 
 def _read(file: Path) -> pd.DataFrame:
     # A commit such as 5940e75 would be read as a number, and be lost.
-    return pd.read_csv(file, dtype={"commit": str})
+    return pd.read_csv(file, dtype={"commit": str, "tiles": str})
 
 
 def do(
@@ -689,6 +690,12 @@ def _measure(
             continue
         start = time.perf_counter()
         t = trial(key["seed"], *source)
+        facts["tiles"] = "drawn" if source[0] == "synthetic" else _which(t.tiles)
+        if others := {row["tiles"] for row in rows} - {facts["tiles"]}:
+            raise RunError(
+                f"{file} holds rows of other tiles ({others.pop()}; {source[1]} holds"
+                f" {facts['tiles']}): give another folder with --out"
+            )
         found = measure(t, **{k: v for k, v in key.items() if k != "seed"})
         seconds = {"seconds": round(time.perf_counter() - start, 1)}
         rows.append(key | size | {"n_tiles": len(t.tiles)} | found | seconds | facts)
@@ -696,6 +703,12 @@ def _measure(
         said = (f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in rows[-1].items())
         print(", ".join(said), flush=True)
     return pd.DataFrame(rows)
+
+
+def _which(tiles: Tiles) -> str:
+    """Return a short hash of names and labels: the same wherever the files lie."""
+    text = "\n".join(tiles.ids) + tiles.labels.astype(int).tobytes().hex()
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def _commit() -> str:

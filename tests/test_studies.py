@@ -1,11 +1,13 @@
 """Sweeps: plans, rows that can be gone on with, and each kind of row on a little tissue."""
 
+import itertools
 import json
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 
 from crc_helpers import studies
 from crc_helpers.course import main
@@ -69,6 +71,19 @@ def test_rows_of_another_size_are_not_mixed(counted, tmp_path):
         other = studies.Recipe(temperature=0.7, head="mlp")
         studies.do("counted", seeds=1, folder=tmp_path, recipe=other)
     assert len(counted) == 2
+
+
+def test_rows_of_other_tiles_are_not_mixed(counted, tmp_path):
+    for folder, names in (("one", "abcd"), ("other", "abce")):
+        for kind, (k, name) in itertools.product(("HP", "SSA"), enumerate(names)):
+            (tmp_path / folder / kind).mkdir(parents=True, exist_ok=True)
+            pixels = np.full((32, 32, 3), 40 * k + len(kind), np.uint8)
+            Image.fromarray(pixels).save(tmp_path / folder / kind / f"{kind} {name}.png")
+    studies.do("counted", "folder", str(tmp_path / "one"), 1, folder=tmp_path)
+    studies.do("counted", "folder", str(tmp_path / "one"), 2, folder=tmp_path)
+    with pytest.raises(RunError, match=r"holds rows of other tiles \(.*; .*other holds .*out"):
+        studies.do("counted", "folder", str(tmp_path / "other"), 3, folder=tmp_path)
+    assert len(counted) == 4
 
 
 def test_a_question_to_drawn_tissue_is_not_asked_of_real_tiles(tmp_path):
