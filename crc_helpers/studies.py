@@ -262,12 +262,16 @@ def trial(seed: int, data: str, root: str | None, recipe: Recipe) -> Trial:
 # --- The studies ----------------------------------------------------------------------------------
 
 FRACTIONS = (0.01, 0.05, 0.10, 0.25, 0.50, 1.0)
+LONGER = 8  # times the recipe's epochs of pre-training
+LABEL_ARMS = (
+    *("pre-trained, fine-tuned", "from scratch", "frozen probe", "random encoder, probe"),
+    *("pre-trained longer, fine-tuned", "pre-trained longer, frozen probe"),
+)
 
 
 def labels_plan(seeds: int) -> Iterable[dict]:
     """Label efficiency: the same steps with ever fewer labels."""
-    arms = ("pre-trained, fine-tuned", "from scratch", "frozen probe", "random encoder, probe")
-    for seed, fraction, arm in itertools.product(range(seeds), FRACTIONS, arms):
+    for seed, fraction, arm in itertools.product(range(seeds), FRACTIONS, LABEL_ARMS):
         yield {"seed": seed, "fraction": fraction, "arm": arm}
 
 
@@ -276,6 +280,9 @@ def labels_row(t: Trial, fraction: float, arm: str) -> dict:
     train = t.parts.train
     labelled = train[claims.labelled_subset(t.labels(train), fraction, t.seed)]
     encoder = t.pretrained if arm.startswith(("pre", "frozen")) else t.random_encoder
+    if "longer" in arm:
+        epochs = LONGER * t.recipe.pretrain_epochs
+        encoder = partial(t.pretrained, replace(t.recipe, pretrain_epochs=epochs))
     probe = arm.endswith("probe")
     fit = t.probe(encoder(), labelled) if probe else t.train(encoder, labelled)
     return {"labels": len(labelled)} | t.score(fit)

@@ -171,6 +171,7 @@ def test_few_labels_take_as_many_steps_as_many(t, monkeypatch):
     [
         ("labels", {"fraction": 0.1, "arm": "pre-trained, fine-tuned"}, "auc"),
         ("labels", {"fraction": 0.5, "arm": "frozen probe"}, "auc"),
+        ("labels", {"fraction": 0.1, "arm": "pre-trained longer, frozen probe"}, "auc"),
         ("recipe", {"factor": "none", "value": "the recipe"}, "knn"),
         ("recipe", {"factor": "crop", "value": 0.7}, "knn"),
         ("recipe", {"factor": "tiles", "value": "balanced"}, "knn"),
@@ -372,3 +373,15 @@ def test_metadata_stand_beside_the_image_and_not_in_its_place(watched):
 def test_another_network_is_not_the_row_of_the_usual_one(t, tmp_path):
     row = studies.do("backbones", seeds=1, recipe=SMALL, folder=tmp_path).iloc[0]
     assert (row["backbone"], row["size"], row["n_tiles"]) == (row["network"], 96, 96)
+
+
+def test_longer_is_eight_times_as_long_and_of_the_same_tiles(t, monkeypatch):
+    epochs = []
+
+    def watched(encoder, head, tiles, views, fabric, **settings):
+        epochs.append((settings["epochs"], len(tiles)))
+
+    monkeypatch.setattr(studies, "pretrain", watched)
+    for arm in studies.LABEL_ARMS:
+        studies.labels_row(t, 0.5, arm)
+    assert set(epochs) == {(1, len(t.parts.train)), (8, len(t.parts.train))}
