@@ -637,7 +637,8 @@ class ThresholdExplorer(Explorer):
         cells = {
             f"{t} called {p}": (i, j) for i, t in enumerate((a, b)) for j, p in enumerate((a, b))
         }
-        self.cell = widgets.Dropdown(options={"none": None} | cells, **named("show tiles"))
+        # Were it None, ipywidgets would sometimes begin with nothing selected.
+        self.cell = widgets.Dropdown(options={"none": ()} | cells, **named("show tiles"))
         super().__init__([self.threshold, self.prevalence, self.cell])
 
     def figure(self) -> Figure:
@@ -648,7 +649,7 @@ class ThresholdExplorer(Explorer):
     def pages(self) -> Iterable[Figure]:
         """Draw the metrics, and the tiles of the chosen cell below."""
         yield self.figure()
-        if self.cell.value is not None:
+        if self.cell.value:
             yield cell_figure(self.tiles, self.score, self.threshold.value, *self.cell.value)
 
 

@@ -53,16 +53,20 @@ EXPLORER = """control => {
   while (!box.querySelector("img.widget-image:not(.strip)")) box = box.parentElement
   return box
 }"""
-# Milliseconds from the first thing done to a control to the next picture on the screen.
-WATCH = """picture => {
-  window.answered = new Promise(resolve => {
+# Milliseconds from the first thing done to a control to the next picture on the screen that is
+# another: one still on its way from what was done before is drawn again the same, and is not it.
+WATCH = f"""(picture, before) => {{
+  window.answered = new Promise(resolve => {{
     let start
     const began = () => start ??= performance.now()
     for (const kind of ["keydown", "click", "change"])
-      document.addEventListener(kind, began, {capture: true, once: true})
-    picture.addEventListener("load", () => resolve(performance.now() - start), {once: true})
-  })
-}"""
+      document.addEventListener(kind, began, {{capture: true, once: true}})
+    picture.addEventListener("load", async () => {{
+      const now = performance.now()
+      if (await ({HASH})(picture) != before) resolve(now - start)
+    }})
+  }})
+}}"""
 WAIT = "limit => Promise.race([answered, new Promise(done => setTimeout(done, limit, null))])"
 
 
@@ -123,13 +127,13 @@ def redrawn(page, control, act, may_stay=False):
     box = control.evaluate_handle(EXPLORER)
     picture = box.query_selector("img.widget-image:not(.strip)")
     before = picture.evaluate(HASH)
-    picture.evaluate(WATCH)
+    picture.evaluate(WATCH, before)
     act()
     milliseconds = page.evaluate(WAIT, 2000 if may_stay else 30_000)
     quiet(page)
     said = [label.inner_text() for label in box.query_selector_all(".widget-label")]
     assert not [text for text in said if text.startswith("Not drawn")], said
-    assert may_stay or picture.evaluate(HASH) != before, control.evaluate("c => c.outerHTML")[:300]
+    assert may_stay or milliseconds is not None, control.evaluate("c => c.outerHTML")[:300]
     return milliseconds
 
 
@@ -169,7 +173,9 @@ def test_every_control_of_every_explorer(page, lab, folder, shots, number):
     for select in page.locator(".widget-dropdown select").all():
         words, count = describe(select), select.locator("option").count()
         if count > 1:
-            after = (int(select.evaluate("s => s.selectedIndex")) + 1) % count
+            chosen = int(select.evaluate("s => s.selectedIndex"))
+            assert chosen >= 0, f"nothing is selected in {words}"
+            after = (chosen + 1) % count
             took[words] = redrawn(page, select, lambda s=select, k=after: s.select_option(index=k),
                                   may_stay=words in ("offer tiles", "colours"))  # fmt: skip
     for field in page.locator(".widget-text input[type=number]").all():
