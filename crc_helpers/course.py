@@ -6,6 +6,7 @@ import contextlib
 import importlib
 import json
 import os
+import shlex
 import shutil
 import sys
 import time
@@ -27,6 +28,7 @@ from crc_helpers.runs import (
     fingerprint,
     has_fast_bf16,
     only_one,
+    printable,
     read_json,
     run_folder,
     save_json,
@@ -35,12 +37,16 @@ from crc_helpers.runs import (
 )
 
 ARTEFACTS = (".json", ".csv", ".safetensors", ".npz")  # a notebook may be opened, and so changed
+LESSONS = "lessons"  # the lock of a run folder is called so
 NOTEBOOKS = ROOT / "notebooks"
 PRESETS = ROOT / "presets"
 
 
 class UsageError(ValueError):
     """The command was given something it cannot use; one line, exit status 2."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(message))
 
 
 def lesson_files(which: str = "") -> list[Path]:
@@ -80,13 +86,18 @@ def read_settings(preset: str, given: Sequence[str], known: set[str]) -> dict[st
     if not file.is_file():
         names = ", ".join(sorted(p.stem for p in PRESETS.glob("*.yaml")))
         raise UsageError(f"--preset {preset!r} is unknown: choose one of {names}")
-    settings = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+    try:
+        settings = dict(yaml.safe_load(file.read_text(encoding="utf-8")) or {})
+    except (yaml.YAMLError, TypeError, ValueError) as error:
+        raise UsageError(
+            f"{file}: not a table of parameters ({type(error).__name__}): restore it"
+        ) from None
     for pair in given:
         name, equals, value = pair.partition("=")
         if not equals:
             raise UsageError(f"--set {pair!r}: give NAME=VALUE")
         settings[name] = _value(pair, value)
-    if unknown := sorted(set(settings) - known):
+    if unknown := sorted(set(map(str, settings)) - known):
         raise UsageError(
             f"unknown parameter {', '.join(unknown)}: the lessons have {', '.join(sorted(known))}"
         )
@@ -108,7 +119,7 @@ def run(arguments: argparse.Namespace) -> int:
     parameters = {file: parameters_of(file) for file in lesson_files()}
     settings = _settings(arguments, parameters)
     out = run_folder(settings["RUN"])
-    with only_one(out / "lessons"):
+    with only_one(out / LESSONS):
         return _run(arguments, lessons, parameters, settings, out)
 
 
@@ -126,7 +137,7 @@ def _run(
         load_tiles(first["DATA"], first["DATA_ROOT"], classes=first["CLASSES"], n=first["N_TILES"],
                    seed=first["SEED"])  # fmt: skip
     record = out / "lessons.json"
-    done = read_json(record) if record.is_file() else {}
+    done = _done(record)
     code = fingerprint(code={f.name: f.read_text(encoding="utf-8") for f in _sources()})
     mark = ""
     for file, literals in parameters.items():
@@ -136,7 +147,9 @@ def _run(
         before = done.get(file.stem, {})
         kept = {k: v for k, v in (literals | mine).items() if k != "RUN"}  # folders may move
         if file not in lessons:
-            _require_same(out, file.stem, before.get("parameters", kept), kept)
+            known = before.get("parameters") or _by_hand(out, file)
+            asked = kept if before else {name: mine[name] for name in mine if name in kept}
+            _require_same(out, file.stem, known, asked)
             continue
         if before.get("mark") == mark and (out / file.name).is_file():
             if not (changed := _changed(out, before.get("files", {}))):
@@ -158,6 +171,29 @@ def _run(
     )
     print(f"numbers are in {out / 'metrics.json'}.")
     return 0
+
+
+def _done(record: Path) -> dict[str, dict[str, Any]]:
+    """What `run` noted of each lesson."""
+    done = read_json(record) if record.is_file() else {}
+    keys = {"mark", "seconds", "parameters", "files"}
+    whole = isinstance(done, dict) and all(
+        isinstance(lesson, dict) and keys <= lesson.keys() for lesson in done.values()
+    )
+    if not whole:
+        raise UsageError(f"{record} is not what this command wrote: delete it, and run again")
+    return done
+
+
+def _by_hand(out: Path, lesson: Path) -> dict[str, Any]:
+    """The parameters of data that lesson 01 left when nobody noted them: it was run by hand."""
+    file = out / "data.json"
+    if lesson != lesson_files()[0] or not file.is_file():
+        return {}
+    known = dict(read_json(file))
+    names = {"DATA": "name", "DATA_ROOT": "root", "N_TILES": "n", "SPLIT": "scheme"}
+    names |= {name: name.lower() for name in ("CLASSES", "SEED", "TEST", "VALIDATION")}
+    return {name: known[key] for name, key in names.items() if key in known}
 
 
 def _artefacts(out: Path) -> dict[str, int]:
@@ -185,9 +221,10 @@ def _require_same(out: Path, lesson: str, before: dict[str, Any], now: dict[str,
 
 def _settings(arguments: argparse.Namespace, parameters: dict[Path, dict]) -> dict[str, Any]:
     """What the command line says about the lessons' parameters."""
-    settings = read_settings(
-        arguments.preset, arguments.set, {name for p in parameters.values() for name in p}
-    )
+    literals = {name: value for p in parameters.values() for name, value in p.items()}
+    settings = read_settings(arguments.preset, arguments.set, set(literals))
+    for name, value in settings.items():
+        _require_kind(name, value, literals[name])
     settings |= {"RUN": str(Path(arguments.out).resolve()), "START_FROM": "run"}
     if arguments.data:
         settings["DATA"] = arguments.data
@@ -196,9 +233,18 @@ def _settings(arguments: argparse.Namespace, parameters: dict[Path, dict]) -> di
     return settings
 
 
+def _require_kind(name: str, value: Any, usual: Any) -> None:
+    """A parameter must be of the kind that the lessons' own value is of; None may be of any."""
+    kinds = {bool: (bool,), int: (int,), float: (int, float), str: (str,), list: (list, tuple, str)}
+    allowed = kinds.get(type(usual), (str, list, tuple))
+    fits = isinstance(value, allowed) and (bool in allowed or not isinstance(value, bool))
+    if not fits and not (value is None and usual is None):
+        raise UsageError(f"{name} is {value!r}, expected something like {usual!r}")
+
+
 def pretrain(arguments: argparse.Namespace) -> int:
     """Pre-train as lesson 03 does, on several devices or machines; lesson 03 goes on from there."""
-    from crc_helpers import data, pretraining
+    from crc_helpers import data
     from crc_helpers.runs import make_fabric
 
     parameters = {file: parameters_of(file) for file in lesson_files()}
@@ -217,6 +263,17 @@ def pretrain(arguments: argparse.Namespace) -> int:
     fabric.launch()
     shares = {"test": p["TEST"], "validation": p["VALIDATION"], "seed": p["SEED"]}
     parts = data.split(tiles, p["SPLIT"], **shares)
+    # The lessons may be at work in this folder; the lock is this process's until it ends.
+    alone = only_one(run / LESSONS) if fabric.is_global_zero else contextlib.nullcontext()
+    with alone:
+        return _pretrain(p, run, tiles, parts, shares, fabric)
+
+
+def _pretrain(
+    p: dict[str, Any], run: Path, tiles: Any, parts: Any, shares: dict[str, Any], fabric: Any
+) -> int:
+    from crc_helpers import data, pretraining
+
     if fabric.is_global_zero:
         data.remember(run, tiles, parts, root=p["DATA_ROOT"], classes=p["CLASSES"], n=p["N_TILES"],
                       scheme=p["SPLIT"], **shares)  # fmt: skip
@@ -230,9 +287,10 @@ def pretrain(arguments: argparse.Namespace) -> int:
             lr=p["PRETRAIN_LR"], temperature=p["TEMPERATURE"], optimizer=p["OPTIMIZER"],
             seed=p["SEED"],
         )  # fmt: skip
-        fabric.print(f"{views} views: loss {log['loss'].iloc[-1]:.3f} after {epochs} epochs,"
+        fabric.print(f"{views} views: loss {log['loss'].iloc[-1]:.3f} after epoch {epochs},"
                      f" {log['pairs_per_second'].iloc[-1]:.0f} pairs/s")  # fmt: skip
-    fabric.print(f"lesson 03 goes on from here: crc-course run --out {run}, with the same settings")
+    fabric.print(f"lesson 03 goes on from here: crc-course run --out {shlex.quote(str(run))},"
+                 " with the same settings")  # fmt: skip
     return 0
 
 

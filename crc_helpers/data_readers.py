@@ -4,14 +4,19 @@ A reader lists what lies on disk and checks it; `data.py` decodes the list into 
 is wrong ends in a `DataError` of one line: the file or value, what was expected, what to do.
 """
 
+import contextlib
+import csv
 import glob
 import hashlib
 import io
+import itertools
 import json
+import lzma
 import os
 import re
 import shutil
 import stat
+import threading
 import uuid
 import warnings
 import zipfile
@@ -19,7 +24,6 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
@@ -27,11 +31,13 @@ import numpy as np
 import pandas as pd
 import pooch
 import requests
+import urllib3
 from filelock import FileLock
 from joblib import cpu_count
 from PIL import Image, ImageOps, UnidentifiedImageError
 from tqdm.auto import tqdm
 
+from crc_helpers.runs import printable
 from crc_helpers.tile_store import TileStore
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
@@ -44,6 +50,11 @@ EBHI_PAGE = "https://figshare.com/articles/dataset/EBHI-SEG/21540159"
 UNPACKED_LIMIT = 4_000_000_000  # bytes; the record's 4,454 small PNGs stay far below
 MEMBER_LIMIT = 50_000  # files in an archive
 FILE_LIMIT = 500_000_000  # bytes of one image or table: what is read at once
+TABLE_LIMIT = 60_000_000  # bytes of a table: a million rows
+PIXEL_LIMIT = 50_000_000  # of one image
+LARGE = (
+    4_000_000  # pixels from which images are decoded one at a time, however many cores there are
+)
 COLUMN_LIMIT = 1000
 EBHI_CLASSES = (
     "Normal",
@@ -71,11 +82,7 @@ class DataError(ValueError):
     """Data that cannot be used: one line names the file or value, what was expected, the remedy."""
 
     def __init__(self, message: str):
-        line = " ".join(message.split())
-        if len(line) > 1000:  # a cell of a table may hold anything
-            line = f"{line[:500]} … {line[-400:]}"
-        # A file name may hold what a terminal obeys, or what is no Unicode.
-        super().__init__("".join(c if c.isprintable() else ascii(c)[1:-1] for c in line))
+        super().__init__(printable(message))
 
 
 @dataclass(frozen=True)
@@ -169,7 +176,7 @@ def _require_text(path: str) -> None:
         raise DataError(f"{path}: a carriage return in the name; rename the file")
 
 
-@contextmanager
+@contextlib.contextmanager
 def whole_folder(final: Path) -> Iterator[Path | None]:
     """A temporary sibling that becomes `final` at the end, or leaves nothing behind.
 
@@ -212,16 +219,18 @@ def read_table(
     the notes to be said (columns that are not used).
     """
     try:
-        _require_small(path)
-        with path.open("rb") as opened:
-            if opened.readline(1 << 20).count(b",") >= COLUMN_LIMIT:
+        _require_small(path, TABLE_LIMIT)
+        content = path.read_bytes()
+        if b"\0" in content:
+            raise DataError(f"{path}: holds null bytes; save it as comma-separated UTF-8 text")
+        head = io.StringIO(content[: 1 << 20].decode("utf-8-sig", "replace"), newline="")
+        with contextlib.suppress(csv.Error):  # pandas will say what is wrong
+            if max(map(len, itertools.islice(csv.reader(head), 9)), default=0) > COLUMN_LIMIT:
                 raise DataError(
                     f"{path}: more than {COLUMN_LIMIT:,} columns; it is no table of tiles"
                 )
-            if b"\0" in opened.read(1 << 20):
-                raise DataError(f"{path}: holds null bytes; save it as comma-separated UTF-8 text")
         table = pd.read_csv(
-            path,
+            io.BytesIO(content),
             header=None,
             dtype=str,
             keep_default_na=False,
@@ -255,13 +264,13 @@ def read_table(
     return table[[name for name in short if not name.startswith("extra: ")]].copy(), notes
 
 
-def _require_small(path: Path) -> None:
+def _require_small(path: Path, limit: int = FILE_LIMIT) -> None:
     """Only regular files of bounded size are read: a pipe would block, a giant fill the memory."""
     info = path.stat()
     if not stat.S_ISREG(info.st_mode):
         raise DataError(f"{path}: unreadable, not a regular file; remove it or copy it again")
-    if info.st_size > FILE_LIMIT:
-        raise DataError(f"{path}: {info.st_size:,} bytes, more than {FILE_LIMIT:,}; cut it first")
+    if info.st_size > limit:
+        raise DataError(f"{path}: {info.st_size:,} bytes, more than {limit:,}; cut it first")
 
 
 def _plain(title: str) -> str:
@@ -373,7 +382,7 @@ def declared(root: Path, about: About) -> About:
         return replace(about, origin=str(known["source"]), licence=str(known["licence"]), mpp=mpp)
     except DataError:
         raise
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, OverflowError) as error:
         raise DataError(
             f"{path}: expected source, licence and mpp as JSON ({error!r}); restore or remove it"
         ) from error
@@ -503,36 +512,62 @@ def decode(
     An image that is not square is cropped to its central square; it is then resized (bicubic).
     `content`, where it was not read from `path` but uploaded: then `path` only names it.
     """
-    image = _load(path, content)
-    mode, shape = image.mode, image.size
-    image = _to_rgb(path, image)
-    if image.size != (size, size):
-        image = ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
-    return np.asarray(image).transpose(2, 0, 1), mode, shape
+    content = _content(path) if content is None else content
+    with _turn(content):
+        image = _load(path, content)
+        mode, shape = image.mode, image.size
+        image = _to_rgb(path, image)
+        if image.size != (size, size):
+            image = ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
+        return np.asarray(image).transpose(2, 0, 1), mode, shape
 
 
 def decode_mask(path: Path, size: int, shape: tuple[int, int]) -> np.ndarray:
     """Decode one grey mask, uint8 0/1 (size, size); foreground is above 127 (edges are smooth)."""
-    image = _load(path)
-    if image.size != shape:
-        raise DataError(
-            f"{path}: a mask of {image.size[0]}×{image.size[1]} px, expected the size "
-            f"of its image, {shape[0]}×{shape[1]}; restore it"
-        )
-    image = image.convert("L")
-    if image.size != (size, size):
-        image = ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
-    return (np.asarray(image) > 127).astype(np.uint8)
+    content = _content(path)
+    with _turn(content):
+        image = _load(path, content)
+        if image.size != shape:
+            raise DataError(
+                f"{path}: a mask of {image.size[0]}×{image.size[1]} px, expected the size "
+                f"of its image, {shape[0]}×{shape[1]}; restore it"
+            )
+        image = image.convert("L")
+        if image.size != (size, size):
+            image = ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
+        return (np.asarray(image) > 127).astype(np.uint8)
 
 
-def _load(path: Path, content: bytes | None = None) -> Image.Image:
-    again = "copy or download it again"
+AGAIN = "copy or download it again"
+
+
+def _content(path: Path) -> bytes:
     try:
-        if content is None:
-            _require_small(path)
-            content = path.read_bytes()
+        _require_small(path)
+        return path.read_bytes()
+    except OSError as error:
+        reason = error.strerror or error
+        raise DataError(f"{path}: unreadable ({reason}); {AGAIN}") from error
+
+
+_one_at_a_time = threading.RLock()
+
+
+def _turn(content: bytes) -> contextlib.AbstractContextManager:
+    """The lock that decoding a large image waits for; none for others, and for what is no image."""
+    try:
+        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+            large = image.width * image.height > LARGE
+    except Exception:  # `_load` says it
+        large = False
+    return _one_at_a_time if large else contextlib.nullcontext()
+
+
+def _load(path: Path, content: bytes) -> Image.Image:
+    """Open an image that was read from `path`, or is called so."""
+    try:
         if not content:
-            raise DataError(f"{path}: an empty file (0 bytes); {again}")
+            raise DataError(f"{path}: an empty file (0 bytes); {AGAIN}")
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
             _refuse_unusual(path, image)
             image.verify()  # checksums; the file has to be opened again afterwards
@@ -542,20 +577,20 @@ def _load(path: Path, content: bytes | None = None) -> Image.Image:
     except DataError:
         raise
     except UnidentifiedImageError as error:
-        raise DataError(f"{path}: not a PNG, JPEG or TIFF image; {again}") from error
+        raise DataError(f"{path}: not a PNG, JPEG or TIFF image; {AGAIN}") from error
     except Image.DecompressionBombError as error:
         raise DataError(f"{path}: {error}; cut it into tiles first") from error
     except Exception as error:  # on damaged bytes a decoder may raise anything
         reason = getattr(error, "strerror", None) or error
-        raise DataError(f"{path}: unreadable, truncated or damaged ({reason}); {again}") from error
+        raise DataError(f"{path}: unreadable, truncated or damaged ({reason}); {AGAIN}") from error
     return image
 
 
 def _refuse_unusual(path: Path, image: Image.Image) -> None:
     width, height = image.size
-    if Image.MAX_IMAGE_PIXELS and width * height > Image.MAX_IMAGE_PIXELS:
+    if width * height > PIXEL_LIMIT:
         raise DataError(
-            f"{path}: {width}×{height} px is more than the {Image.MAX_IMAGE_PIXELS:,} "
+            f"{path}: {width}×{height} px is more than the {PIXEL_LIMIT:,} "
             "a tile may have (decompression bomb?); cut it into tiles first"
         )
     if min(width, height) < 1:
@@ -575,9 +610,11 @@ def _to_rgb(path: Path, image: Image.Image) -> Image.Image:
     if image.mode != "RGB" and image.mode not in CONVERTED:
         raise DataError(f"{path}: colour mode {image.mode}, expected RGB; convert it to 8-bit RGB")
     if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")
+        image = image if image.mode == "RGBA" else image.convert("RGBA")
+        white = Image.new("RGB", image.size, "white")
+        white.paste(image, mask=image)  # by its transparency, without a copy
+        return white
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def decode_all(
@@ -648,6 +685,11 @@ def download_ebhi(out: Path, api: str = EBHI_RECORD) -> Path:
     """
     final = out / "EBHI-SEG"
     if final.is_dir():
+        if missing := _missing_classes(final):
+            raise DataError(
+                f"{final / missing[0]}: is missing; remove {final}, and the same command makes it"
+                " anew"
+            )
         return final
     by_hand = (
         f"or fetch its archive by hand from {EBHI_PAGE} and unpack it so that "
@@ -660,8 +702,8 @@ def download_ebhi(out: Path, api: str = EBHI_RECORD) -> Path:
             with whole_folder(final) as unfinished:
                 if unfinished:
                     _unpack(archive, unfinished)
-    except requests.RequestException as error:
-        reason = getattr(error.response, "reason", None) or type(error).__name__
+    except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
+        reason = getattr(getattr(error, "response", None), "reason", None) or type(error).__name__
         raise DataError(
             f"EBHI-Seg: the download failed ({reason}); try again, it goes on where it "
             f"stopped, {by_hand}"
@@ -680,7 +722,9 @@ def _fetch_record(out: Path, api: str) -> list[Path]:
         try:
             listed = [(str(f["name"]), str(f["download_url"]), str(f["computed_md5"]))
                       for f in answer.json()["files"]]  # fmt: skip
-        except (ValueError, KeyError, TypeError) as error:
+            if not all(name.isprintable() for name, *_ in listed):
+                raise ValueError("a name that is no text")
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise DataError(
                 f"{api}: its answer is no list of files ({error!r}); try later"
             ) from None
@@ -691,6 +735,8 @@ def _fetch_record(out: Path, api: str) -> list[Path]:
         archive = out / (name := Path(name).name)
         part = archive.with_name(f"{archive.name}.part")
         with FileLock(archive.with_name(f".{name}.lock")):
+            if part.is_symlink():
+                raise DataError(f"{part}: a link, and a download would write through it; remove it")
             _resume(part, url)
             if pooch.file_hash(part, "md5") != md5:
                 part.unlink()
@@ -737,7 +783,10 @@ def _unpack(archive: Path, folder: Path) -> None:
             content.extractall(folder / "unpacked")
     except DataError:
         raise
-    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError) as error:
+    except (
+        *(zipfile.BadZipFile, zlib.error, lzma.LZMAError),
+        *(EOFError, RuntimeError, ValueError),
+    ) as error:
         # RuntimeError: a password, or a compression that this Python lacks
         raise DataError(
             f"{archive}: a damaged archive ({error}); remove it and fetch it again"
@@ -748,9 +797,18 @@ def _unpack(archive: Path, folder: Path) -> None:
             f"{archive}: no folder {EBHI_CLASSES[0]}/image in it, so it is not "
             "EBHI-Seg; remove it and fetch the right one"
         )
+    if missing := _missing_classes(found[0].parents[1]):
+        raise DataError(
+            f"{archive}: no folder {missing[0]} in it, so it is not all of EBHI-Seg; remove it and"
+            " fetch it again"
+        )
     for path in found[0].parents[1].iterdir():
         path.rename(folder / path.name)
     shutil.rmtree(folder / "unpacked")
+
+
+def _missing_classes(folder: Path) -> list[str]:
+    return [f"{name}/image" for name in EBHI_CLASSES if not (folder / name / "image").is_dir()]
 
 
 def _refuse_member(archive: Path, member: zipfile.ZipInfo) -> None:

@@ -28,7 +28,15 @@ from crc_helpers.pretraining import (
     stop,
     to_device,
 )
-from crc_helpers.runs import load_checkpoint, one_writer, save_checkpoint, save_table
+from crc_helpers.runs import (
+    is_finite,
+    load_checkpoint,
+    one_writer,
+    randomness,
+    restore,
+    save_checkpoint,
+    save_table,
+)
 from crc_helpers.tile_store import content_hash
 
 
@@ -83,18 +91,17 @@ def fine_tune(
     if state and state["data"] != data:
         print(f"{checkpoint.name} belongs to other tiles or labels: training starts afresh")
     elif state:
-        model.load_state_dict(state["model"])
-        optim.load_state_dict(state["optimizer"])
-        schedule.load_state_dict(state["schedule"])
+        restore(checkpoint, state, model=model, optimizer=optim, schedule=schedule)
         rows, best = state["rows"], state["best"]
         print(f"going on after epoch {rows[-1]['epoch']} of {epochs}")
     bar = tqdm(range(len(rows) + 1, epochs + 1), desc=name, unit="epoch")
     for epoch in bar:
         start = time.perf_counter()
-        row = _train_epoch(
-            model, optim, schedule, images, labels, views, fabric, size, batch, seed, epoch,
-            criterion, checkpoint,
-        )  # fmt: skip
+        with randomness(seed, epoch):
+            row = _train_epoch(
+                model, optim, schedule, images, labels, views, fabric, size, batch, seed, epoch,
+                criterion, checkpoint,
+            )  # fmt: skip
         if len(val_images):
             row |= validate(classifier, val_images, val_labels, size, fabric, val_criterion)
             if not math.isfinite(row["val_loss"]):
@@ -147,7 +154,7 @@ def _train_epoch(
         schedule.step()
         losses.append(loss.detach())
     mean = float(torch.stack(losses).mean())
-    if not math.isfinite(mean):
+    if not (math.isfinite(mean) and is_finite(model)):
         order = batches(len(images), batch, seed, epoch)
         stop(losses, mean, images, order, epoch, checkpoint, "lower FINE_TUNE_LR")
     return {"epoch": epoch, "loss": mean}

@@ -20,8 +20,11 @@ from crc_helpers.models import Encoder, ProjectionHead, evaluating, synchronise_
 from crc_helpers.runs import (
     atomic_path,
     fingerprint,
+    is_finite,
     load_checkpoint,
     one_writer,
+    randomness,
+    restore,
     save_checkpoint,
     save_table,
 )
@@ -87,8 +90,11 @@ def uniformity(z: Tensor) -> Tensor:
 def effective_rank(z: Tensor) -> float:
     """Return exp(entropy of the normalised singular values) of centred z (N, D): 1 is collapse.
 
+    Raises FloatingPointError for features that are no numbers.
     Source: Roy & Vetterli 2007, EUSIPCO.
     """
+    if not z.isfinite().all():
+        raise FloatingPointError("features hold NaN or infinity: the encoder's weights are too big")
     values = torch.linalg.svdvals((z - z.mean(dim=0)).double())
     if not values.sum() > 0:
         return 1.0
@@ -240,10 +246,8 @@ def pretrain(
         state = fabric.broadcast(state)  # the others may not see the first one's disk
     rows: list[dict[str, float]] = []
     if state:
-        model.load_state_dict(state["model"])
-        objective.load_state_dict(state["objective"])
-        optim.load_state_dict(state["optimizer"])
-        schedule.load_state_dict(state["schedule"])
+        restore(checkpoint, state, model=model, objective=objective, optimizer=optim,
+                schedule=schedule)  # fmt: skip
         rows = state["rows"]
         fabric.print(f"going on after epoch {rows[-1]['epoch']} of {epochs}")
         if fabric.is_global_zero:  # a kill may have come between checkpoint and table
@@ -255,8 +259,9 @@ def pretrain(
                disable=not fabric.is_global_zero)  # fmt: skip
     for epoch in bar:
         start = time.perf_counter()
-        row = _train_epoch(model, objective, optim, schedule, images, views, fabric, size, batch,
-                           seed, epoch, checkpoint)  # fmt: skip
+        with randomness(seed, epoch):
+            row = _train_epoch(model, objective, optim, schedule, images, views, fabric, size,
+                               batch, seed, epoch, checkpoint)  # fmt: skip
         seconds = max(time.perf_counter() - start, 1e-9)
         row["seconds"] = round(seconds, 2)
         row["pairs_per_second"] = round(len(images) // batch * batch / seconds, 1)
@@ -305,7 +310,7 @@ def _train_epoch(
         schedule.step()
         losses.append(loss.detach())  # read once an epoch: reading it here would stall a GPU
     mean = float(fabric.all_reduce(torch.stack(losses).mean()))  # equal shares: mean of means
-    if not math.isfinite(mean):
+    if not (math.isfinite(mean) and is_finite(model)):  # a last step may ruin what had a loss
         stop(losses, mean, images, batches(len(images), batch, seed, epoch), epoch,
              checkpoint if fabric.is_global_zero else None,
              "lower PRETRAIN_LR or raise TEMPERATURE")  # fmt: skip
@@ -339,9 +344,8 @@ def stop(
         with atomic_path(path) as temporary:
             np.savez(temporary, images=images[index], index=index, epoch=epoch, step=step)
         where = f"; its tiles are kept in {path}"
-    raise FloatingPointError(
-        f"the loss of epoch {epoch} is {mean}, since batch {step + 1}{where}: {advice}"
-    )
+    what = f"the loss of epoch {epoch} is {mean}, since" if bad else "weights became infinite in"
+    raise FloatingPointError(f"{what} batch {step + 1}{where}: {advice}")
 
 
 def pretrain_encoder(

@@ -11,6 +11,7 @@ import os
 import platform
 import tempfile
 import time
+import zipfile
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -31,8 +32,19 @@ FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what a spreadsheet takes for the s
 _made_from: dict[str, str] = {}  # hashes of what this process works on; see `work_on`
 
 
+def printable(message: str) -> str:
+    """One line of bounded length: a file or a cell may hold what a terminal obeys, or anything."""
+    line = " ".join(message.split())
+    if len(line) > 1000:
+        line = f"{line[:500]} … {line[-400:]}"
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
+
+
 class RunError(RuntimeError):
     """A run folder lacks what a lesson needs; the message names the file and what to do."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(message))
 
 
 def has_fast_bf16() -> bool:
@@ -118,6 +130,17 @@ def one_writer(train: Callable) -> Callable:
             return train(*arguments, checkpoint=checkpoint, **settings)
 
     return locked
+
+
+@contextlib.contextmanager
+def randomness(seed: int, epoch: int) -> Iterator[None]:
+    """What layers draw within the block (dropout, paths dropped) depends on (seed, epoch) alone.
+
+    So a resumed run draws what an uninterrupted one draws; outside, nothing is changed.
+    """
+    with torch.random.fork_rng():
+        torch.manual_seed(seed * 100_003 + epoch)
+        yield
 
 
 @contextlib.contextmanager
@@ -276,6 +299,9 @@ def read_facts(path: Path) -> dict[str, Any]:
         raise RunError(
             f"{path} is not a safetensors file ({error}): delete it and run again"
         ) from None
+    for name, kind in (("backbone", str), ("classes", list)):
+        if name in facts and not isinstance(facts[name], kind):
+            raise RunError(f"{path} says its {name} is {facts[name]!r}: delete it")
     size = facts.get("size", 96)
     if type(size) is not int or not 8 <= size <= 2048:
         raise RunError(f"{path} says its size is {size!r}, expected 8 to 2048 pixels: delete it")
@@ -306,7 +332,11 @@ def load_weights(path: Path, module: nn.Module) -> nn.Module:
                 f" {found.get(name, 'missing')}, expected {wanted.get(name, 'nothing so called')}):"
                 " take weights of the same network"
             )
-    state = {k: v.float() if v.is_floating_point() else v for k, v in load_file(path).items()}
+    try:
+        state = load_file(path)
+    except SafetensorError as error:  # a kind of number that torch lacks
+        raise RunError(f"{path} cannot be read ({error}): take a lesson's weights") from None
+    state = {k: v.float() if v.is_floating_point() else v for k, v in state.items()}
     for name, value in state.items():
         if not value.isfinite().all():
             raise RunError(f"{path} holds NaN or infinity in {name}: delete it and run again")
@@ -318,7 +348,9 @@ def load_weights(path: Path, module: nn.Module) -> nn.Module:
 
 def _require_origin(path: Path, origin: Any) -> None:
     for name, before in origin.items() if isinstance(origin, dict) else ():
-        beside = path.with_name(Path(name).name)
+        if Path(name).name != name or len(name) > 100:  # no file of a run
+            continue
+        beside = path.with_name(name)
         now = file_hash(beside) if beside.is_file() else _made_from.get(name, before)
         if now != before and name != "code":  # newer code may read older weights
             raise RunError(
@@ -353,6 +385,9 @@ def load_checkpoint(path: Path, mark: str) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
+        with zipfile.ZipFile(path) as content:  # torch packs nothing: a bomb would
+            if any(member.compress_type != zipfile.ZIP_STORED for member in content.infolist()):
+                raise ValueError("compressed")
         state = torch.load(path, map_location="cpu", weights_only=True)
         theirs = state.pop("mark")
     except Exception as error:  # on damaged bytes it may raise anything; its advice is to trust
@@ -364,6 +399,29 @@ def load_checkpoint(path: Path, mark: str) -> dict[str, Any] | None:
         return state
     print(f"{path.name} belongs to other settings, data or code: training starts afresh")
     return None
+
+
+def restore(path: Path, state: dict[str, Any], **parts: Any) -> None:
+    """Give modules, optimizer and schedule what a checkpoint kept under their names.
+
+    Raises RunError where it does not fit, or holds weights that are no numbers.
+    """
+    try:
+        for name, part in parts.items():
+            part.load_state_dict(state[name])
+        if not is_finite(parts["model"]):
+            raise ValueError("NaN or infinity")
+    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as e:
+        raise RunError(
+            f"{path} does not fit this network, or is damaged ({type(e).__name__}): delete it, and"
+            " training starts afresh"
+        ) from None
+
+
+def is_finite(model: nn.Module) -> bool:
+    """Return whether all weights are numbers; one look, so that a GPU is waited for once."""
+    flat = [v.detach().abs().max() for v in model.state_dict().values() if v.numel()]
+    return bool(torch.stack([value.float() for value in flat]).isfinite().all())
 
 
 def versions() -> dict[str, str]:

@@ -103,7 +103,14 @@ class TileStore:
         shard, within = np.divmod(rows, SHARD)
         for number in np.unique(shard):
             # Unbuffered: a tile is read in one call, straight into its place.
-            with self.files[number].open(mode, buffering=0) as opened:
+            try:
+                opened = self.files[number].open(mode, buffering=0)
+            except FileNotFoundError:
+                raise OSError(
+                    f"{self.files[number]} has been removed while it was in use: load the tiles"
+                    " again, and they are prepared anew"
+                ) from None
+            with opened:
                 for i in np.flatnonzero(shard == number):
                     yield self.start + int(within[i]) * self.tile_bytes, opened, int(i)
 

@@ -14,7 +14,7 @@ import yaml
 from crc_helpers import course, data, models, pretraining
 from crc_helpers.augmentation import VIEWS
 from crc_helpers.course import ROOT, UsageError, lesson_files, main, parameters_of, read_settings
-from crc_helpers.runs import RunError, make_fabric
+from crc_helpers.runs import RunError, make_fabric, only_one
 
 
 def test_lesson_ranges():
@@ -210,3 +210,12 @@ def test_paper_preset_starts_steps_and_checkpoints(tmp_path):
     assert np.isfinite(log["loss"]).all() and (tmp_path / "pretraining.ckpt").is_file()
     log = pretraining.pretrain(encoder, head, tiles, views, fabric, epochs=2, **common)
     assert log["epoch"].tolist() == [1, 2]
+
+
+def test_pretrain_waits_for_no_lesson(tmp_path, capsys):
+    """The lessons are at work in the folder: its data must not be replaced under them."""
+    command = ["pretrain", "--preset", "ci", "--out", str(tmp_path), "--set", "N_TILES=160"]
+    with only_one(tmp_path / "lessons"):
+        assert main(command) == 2
+    assert "another process is writing" in capsys.readouterr().err
+    assert not (tmp_path / "data.json").exists()

@@ -26,7 +26,7 @@ from crc_helpers.pretraining import (
     pretrain,
     uniformity,
 )
-from crc_helpers.runs import load_checkpoint
+from crc_helpers.runs import RunError, load_checkpoint
 
 SIZES = [(2, 3), (5, 8), (16, 128)]  # tiles, dimensions
 TEMPERATURES = [0.07, 0.2, 0.7]
@@ -470,6 +470,56 @@ def test_a_loss_that_is_no_number_ends_the_run_and_keeps_the_last_checkpoint(
     state = load_checkpoint(checkpoint, "a")
     assert [row["epoch"] for row in state["rows"]] == [1]
     assert all(torch.isfinite(value).all() for value in state["model"].values())
+
+
+def test_a_network_that_drops_features_goes_on_to_the_same_weights(
+    coloured_tiles, fabric, tmp_path
+):
+    """Dropout draws from torch's own generator, which no checkpoint holds."""
+
+    def dropping(start=0, **changes):
+        torch.manual_seed(start)
+        backbone = nn.Sequential(nn.Conv2d(3, 8, 3, 2), nn.Dropout(0.5), nn.Flatten())
+        backbone.num_features = 8 * 7 * 7
+        encoder = Encoder(backbone)
+        head = ProjectionHead(encoder.dim, 16)
+        before = torch.get_rng_state()
+        log = pretrain(encoder, head, coloured_tiles, VIEWS["tissue"], fabric,
+                       **SETTINGS | changes)  # fmt: skip
+        assert torch.equal(before, torch.get_rng_state())  # left as training found it
+        return nn.Sequential(encoder, head).state_dict(), log
+
+    kept = {"checkpoint": tmp_path / "run.ckpt", "mark": "a"}
+    whole = dropping(monitor=watch)
+    with pytest.raises(KeyboardInterrupt):
+        dropping(monitor=interrupting(3), **kept)
+    assert_same(whole, dropping(99, monitor=watch, **kept))
+
+
+def test_a_last_step_that_ruins_the_weights_is_noticed(coloured_tiles, fabric, tmp_path):
+    kept = {"checkpoint": tmp_path / "run.ckpt", "mark": "a"}
+    with pytest.raises(FloatingPointError, match=r"epoch 1|infinite in batch"):
+        train(coloured_tiles, fabric, epochs=1, lr=1e38, optimizer="adam", **kept)
+    assert not (tmp_path / "run.ckpt").exists() and (tmp_path / "run_bad_batch.npz").exists()
+
+
+def test_a_checkpoint_of_ruined_weights_is_refused(coloured_tiles, fabric, tmp_path):
+    kept = {"checkpoint": tmp_path / "run.ckpt", "mark": "a"}
+    train(coloured_tiles, fabric, epochs=1, **kept)
+    state = torch.load(tmp_path / "run.ckpt", weights_only=True)
+    next(iter(state["model"].values())).fill_(torch.nan)
+    torch.save(state, tmp_path / "run.ckpt")
+    with pytest.raises(RunError, match=r"run\.ckpt does not fit this network, or is damaged"):
+        train(coloured_tiles, fabric, epochs=1, **kept)
+    state["model"] = {"x": torch.ones(1)}
+    torch.save(state, tmp_path / "run.ckpt")
+    with pytest.raises(RunError, match=r"run\.ckpt does not fit this network, or is damaged"):
+        train(coloured_tiles, fabric, epochs=1, **kept)
+
+
+def test_features_that_are_no_numbers_have_no_rank():
+    with pytest.raises(FloatingPointError, match="features hold NaN or infinity"):
+        effective_rank(torch.full((4, 3), torch.inf))
 
 
 def test_a_rate_that_is_far_too_high_is_noticed(coloured_tiles, fabric):

@@ -274,7 +274,7 @@ def test_the_same_weights_are_the_same_bytes(tmp_path):
     """The library orders metadata anew each time; the mark of a lesson is a hash of the file."""
     torch.manual_seed(0)
     module = torch.nn.Linear(3, 2)
-    facts = {name: [1, "two"] for name in ["backbone", "rate", "views", "epochs", "data", "seed"]}
+    facts = {name: [1, "two"] for name in ["notes", "rate", "views", "epochs", "data", "seed"]}
     hashes = set()
     for i in range(8):
         save_weights(tmp_path / f"{i}.safetensors", module, **facts)

@@ -12,6 +12,7 @@ from test_data import fake_tiles
 
 from crc_helpers import data, data_readers, tile_store
 from crc_helpers.augmentation import VIEWS
+from crc_helpers.course import main
 from crc_helpers.fine_tuning import fine_tune
 from crc_helpers.models import Classifier, Encoder
 from crc_helpers.pretraining import pretrain_encoder
@@ -65,6 +66,16 @@ def drawing(inputs: Path, out: Path) -> None:
     if not (out / "tissue").exists():  # which it would say, and stop; killed as it was done
         data.prepare("synthetic", out / "tissue", n=16, seed=0)
     get_reusable_executor().shutdown()  # a forked process would wait for its workers to tire
+
+
+def commanding(inputs: Path, out: Path) -> None:
+    """`crc-course pretrain`, the whole command."""
+    torch.set_num_threads(1)
+    small = {"N_TILES": 160, "IMAGE_SIZE": 16, "PRETRAIN_EPOCHS": 6, "PRETRAIN_BATCH": 16,
+             "VIEWS": '["tissue"]'}  # fmt: skip
+    given = [word for name, value in small.items() for word in ("--set", f"{name}={value}")]
+    if status := main(["pretrain", "--preset", "ci", "--out", str(out), *given]):
+        raise SystemExit(status)
 
 
 def limited(task, limit: int, inputs: Path, out: Path, said: Path) -> None:

@@ -7,13 +7,16 @@ import io
 import json
 import os
 import resource
+import shutil
 import stat
 import struct
 import sys
+import time
 import zipfile
 import zlib
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
@@ -22,12 +25,18 @@ from safetensors.torch import save_file
 from test_data import HEADER, ROWS, make_folder, make_mhist
 from torch import nn
 
-from crc_helpers import data, data_readers, runs, tile_store
+from crc_helpers import data, data_readers, figures, runs, studies, tile_store
 from crc_helpers.course import main
 from crc_helpers.data import load_tiles, recall, remember, split
 from crc_helpers.data_readers import DataError
 from crc_helpers.models import Encoder
-from crc_helpers.runs import RunError, load_checkpoint, load_weights, read_facts, save_weights
+from crc_helpers.runs import (
+    RunError,
+    load_checkpoint,
+    load_weights,
+    read_facts,
+    save_weights,
+)
 
 # --- nothing leaves its folder, nothing is run ---------------------------------------------------
 
@@ -273,8 +282,8 @@ def test_unusual_images_are_read(tmp_path, content):
 
 NAMES = ["a b", "it's", 'say "x"', "new\nline", "tab\tin", "änderung", "日本", "-rf", "a..", "a,b",
          "%s", "<img src=x onerror=alert(1)>", "<script>", "&amp;", "=1+1", "@SUM(A1)", "+1", 
-         "$x^{", "{0}", "a;b", "#", "NA", "nan", "null", "true", "0", "1e5", "'", "\\", "\u202egnp",
-         "\x1b[31m"]  # fmt: skip
+         "$x^{", "$\\frac$", "{0}", "a;b", "#", "NA", "nan", "null", "true", "0", "1e5", "'", "\\",
+         "\u202egnp", "\x1b[31m"]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -290,6 +299,12 @@ def test_names_are_text(tmp_path, name, capsys):
     settings = {"root": root, "classes": None, "n": 0, "scheme": "auto", "seed": 0}
     remember(tmp_path, tiles, parts, test=0.25, validation=0.15, **settings)
     monkey_size(tiles, tmp_path)
+    figures.set_style()
+    drawn = [figures.confusion(np.eye(2, dtype=int), tiles.class_names, name),
+             figures.image_rows([tiles.images[:2]], [name], tiles.class_names)]  # fmt: skip
+    for figure in drawn:
+        figure.canvas.draw()
+        plt.close(figure)
     assert not [line for line in (tmp_path / "split.csv").read_text().split(",")
                 if line.startswith(("=", "+", "-", "@"))]  # fmt: skip
     assert main(["data", "check", "folder", "--data-root", str(root), "--out",
@@ -323,6 +338,10 @@ TABLES = [
     ("a million columns", b"," * 10**6 + b"\n" + table(), "more than 1,000 columns"),
     ("a million columns in a row", table("," * 10**6), "annotations.csv|cannot be read"),
     ("open quote", table('"MHIST_aad.png,SSA,4,test'), "annotations.csv"),
+    ("a thousand columns under a line break", b'"a\n"' + b"," * 2000 + b"\n" + table(),
+     "more than 1,000 columns"),
+    ("a null far down", table("x" * 2_000_000 + "\0"), "null bytes"),
+    ("70 MB", b"," * 70_000_000, "more than 60,000,000"),
     ("semicolons", table().replace(b",", b";"), "comma-separated|missing|annotations.csv"),
     ("tabs", table().replace(b",", b"\t"), "'Image Name' is missing"),
     ("json", b'{"a": 1}', "'Image Name' is missing"),
@@ -402,6 +421,8 @@ ABOUTS = [
     ("mpp negative", b'{"source": 1, "licence": 2, "mpp": -1}', "mpp -1"),
     ("mpp infinite", b'{"source": 1, "licence": 2, "mpp": 1e999}', "mpp inf"),
     ("invalid utf-8", b'{"source": "\xff"}', "expected source"),
+    ("mpp of 400 digits", b'{"source": 1, "licence": 2, "mpp": 1' + b"0" * 400 + b"}",
+     "expected source"),
 ]  # fmt: skip
 
 
@@ -435,6 +456,15 @@ def patched(content, old, new):
     return content.replace(old, new)
 
 
+def lzma_archive():
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w", zipfile.ZIP_LZMA) as opened:
+        opened.writestr("a", bytes(range(256)))
+    body = bytearray(content.getvalue())
+    body[31 + 4 : 31 + 9] = b"\xff" * 5  # the decoder's properties
+    return bytes(body)
+
+
 PICTURE = archive(("Normal/image/a.png", 0o100644, image()))
 LINK = stat.S_IFLNK | 0o777
 ARCHIVES = [
@@ -451,6 +481,8 @@ ARCHIVES = [
     ("folder link and file through it",
      archive(("d", LINK, b"/tmp"), ("d/evil.png", 0o100644, b"x")), "is a link"),
     ("not ours", evil("readme.txt"), "not EBHI-Seg"),
+    ("one class of six", PICTURE, "no folder Polyp/image|not all of EBHI-Seg"),
+    ("damaged LZMA", lzma_archive(), "damaged archive"),
     ("password", patched(patched(PICTURE, b"PK\x03\x04\x14\0\0\0", b"PK\x03\x04\x14\0\1\0"),
                          b"PK\x01\x02\x14\x03\x14\0\0\0", b"PK\x01\x02\x14\x03\x14\0\1\0"),
      "damaged archive|password"),
@@ -484,6 +516,12 @@ ANSWERS = [
      "no zip archive listed"),
     ("a file address", b'{"files": [{"name": "../../a.zip", "download_url": "file:///etc/passwd",'
      b' "computed_md5": "0"}]}', "the download failed"),
+    ("deep", b"[" * 10**5, "no list of files"),
+    ("a name with a null",
+     b'{"files": [{"name": "a\\u0000.zip", "download_url": "x", "computed_md5": "0"}]}',
+     "no list of files"),
+    ("a host too long", b'{"files": [{"name": "a.zip", "download_url": "http://'
+     + b"a" * 70 + b'.b", "computed_md5": "0"}]}', "the download failed"),
     ("no address", b'{"files": [{"name": "a.zip", "download_url": "::", "computed_md5": "0"}]}',
      "the download failed"),
 ]  # fmt: skip
@@ -577,6 +615,13 @@ WEIGHTS = [
     ("size a word", lambda path: save_weights(path, nn.Linear(3, 2), size="96"), "size is '96'"),
     ("size 0", lambda path: save_weights(path, nn.Linear(3, 2), size=0), "size is 0|8 to 2048"),
     ("size of 10^9", lambda path: save_weights(path, nn.Linear(3, 2), size=10**9), "8 to 2048"),
+    ("numbers torch lacks", raw({"weight": entry([2, 3], 0, 3, "F4"), "bias": entry([2], 3, 11)},
+                                bytes(11)), "w.safetensors cannot be read"),
+    ("a name that a terminal obeys", weights(**{"\x1b[31m": torch.ones(1)}), "(\\x1b[31m is [1]"),
+    ("backbone a number", lambda path: save_weights(path, nn.Linear(3, 2), backbone=5),
+     "its backbone is 5"),
+    ("classes a word", lambda path: save_weights(path, nn.Linear(3, 2), classes="HP"),
+     "its classes is 'HP'"),
     ("other origin", lambda path: (weights()(path.with_name("encoder.safetensors")),
                                    save_file(nn.Linear(3, 2).state_dict(), path,
                                              {"made_from": '{"encoder.safetensors": "0"}'})),
@@ -607,6 +652,7 @@ CHECKPOINTS = [
     ("code under a mark", pickled({"mark": "a", "model": Malicious()})),
     ("a list", pickled([1])), ("no mark", pickled({"model": {}})),
     ("a module", pickled(nn.Linear(1, 1))),
+    ("compressed", lambda path: path.write_bytes(evil("x/data.pkl", body=bytes(10**6)))),
     ("bare pickle", lambda path: path.write_bytes(b"cos\nmkdir\n(S'harm'\ntR.")),
     *((f"cut at {share:.0%}", lambda path, share=share: (
         torch.save({"mark": "a", "m": torch.ones(999)}, path),
@@ -690,6 +736,13 @@ def test_shards_that_are_none(tmp_path, header):
         tile_store.TileStore(tmp_path, "images")
 
 
+def test_a_deep_check_leaves_what_the_system_puts_there(tmp_path):
+    root = make_folder(tmp_path / "f")
+    tiles = load_tiles("folder", root, size=16)
+    (tiles.images.folder / ".DS_Store").write_bytes(b"x")
+    assert "all as in the cache" in data.check_deep(tiles, root)
+
+
 def test_a_deep_check_finds_what_size_and_time_hide(tmp_path, capsys):
     root = make_folder(tmp_path / "f")
     sheet = ["--out", str(tmp_path / "s.png")]
@@ -732,6 +785,15 @@ COMMANDS = [
     ("one class", "run --set CLASSES=['HP']", "two or more"),
     ("damaged record", "run --set N_TILES=8 --lessons 04 --out {tmp}/bad", "lessons.json is dam"),
     ("other parameters", "run --set SEED=7 --lessons 04 --out {tmp}/done", "with SEED=0, and now"),
+    ("other parameters by hand", "run --set N_TILES=7 --lessons 03 --out {tmp}/hand",
+     "N_TILES=50, and now it is 7"),
+    ("record of numbers", "run --lessons 04 --out {tmp}/odd", "not what this command wrote"),
+    ("tiles a word", "run --set N_TILES=abc", "N_TILES is 'abc', expected something like 1300"),
+    ("seed a fraction", "run --set SEED=1.5", "SEED is 1.5"),
+    ("classes a number", "run --set CLASSES=5", "CLASSES|class"),
+    ("data a list", "run --set DATA=[1]", "DATA is [1]"),
+    ("test a yes", "run --set TEST=True", "TEST is True"),
+    ("pretrain batch a word", "pretrain --set PRETRAIN_BATCH=x", "PRETRAIN_BATCH is 'x'"),
     ("check nothing", "data check folder --data-root {tmp}/empty", "two or more|no image"),
     ("check a file", "data check folder --data-root {tmp}/file", "no such folder"),
     ("prepare mhist", "data prepare mhist", "Dataset Research Use Agreement"),
@@ -750,11 +812,14 @@ COMMANDS = [
 def test_bad_commands(tmp_path, command, words, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_text("")
-    for name, record in (("bad", "{"), ("done", json.dumps({
-            "01_data_exploration": {"parameters": {"SEED": 0}}})), ("empty", "")):  # fmt: skip
+    done = {"mark": "", "seconds": 1.0, "files": {}, "parameters": {"SEED": 0}}
+    records = {"bad": "{", "done": json.dumps({"01_data_exploration": done}), "empty": "",
+               "hand": "", "odd": '{"01_data_exploration": 5}'}  # fmt: skip
+    for name, record in records.items():
         (tmp_path / name).mkdir()
         if record:
             (tmp_path / name / "lessons.json").write_text(record)
+    (tmp_path / "hand" / "data.json").write_text(json.dumps(GOOD | {"n": 50}))
     argv = command.format(tmp=tmp_path).split()
     if argv[0] in ("run", "pretrain") and "--out" not in argv:
         argv += ["--out", str(tmp_path / "out")]
@@ -763,6 +828,55 @@ def test_bad_commands(tmp_path, command, words, capsys, monkeypatch):
     assert "Traceback" not in error and len(error.strip().splitlines()) == 1
     assert any(word in error for word in words.split("|")), error
     assert not (tmp_path / "harm").exists()
+
+
+def test_a_download_does_not_write_through_a_link(tmp_path, monkeypatch):
+    secret = tmp_path / "secret"
+    secret.write_text("mine")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "a.zip.part").symlink_to(secret)
+    answer = data_readers.requests.Response()
+    answer.status_code = 200
+    answer._content = b'{"files": [{"name": "a.zip", "download_url": "x", "computed_md5": "0"}]}'
+    monkeypatch.setattr(data_readers.requests, "get", lambda *_, **__: answer)
+    refused(lambda: data_readers.download_ebhi(tmp_path / "out", "record"), "a link")
+    assert secret.read_text() == "mine"
+
+
+def test_an_incomplete_folder_is_not_called_ready(tmp_path):
+    (tmp_path / "EBHI-SEG" / "Normal" / "image").mkdir(parents=True)
+    refused(lambda: data_readers.download_ebhi(tmp_path), "Polyp/image: is missing|remove")
+
+
+def test_large_images_are_decoded_one_at_a_time(tmp_path, monkeypatch):
+    monkeypatch.setattr(data_readers, "LARGE", 100)
+    busy, most, load = [], [], data_readers._load
+
+    def slow(*given):
+        busy.append(1)
+        most.append(len(busy))
+        time.sleep(0.05)
+        busy.pop()
+        return load(*given)
+
+    monkeypatch.setattr(data_readers, "_load", slow)
+    monkeypatch.setattr(data_readers, "cpu_count", lambda: 4)
+    load_tiles("folder", make_folder(tmp_path / "f"), size=16)
+    assert max(most) == 1
+
+
+def test_a_cache_removed_in_use_is_said(tmp_path):
+    tiles = load_tiles("folder", make_folder(tmp_path / "f"), size=16)
+    shutil.rmtree(tiles.images.folder)
+    with pytest.raises(OSError, match="has been removed while it was in use: load the tiles again"):
+        tiles.images[0]
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe\x00", b'"'])
+def test_a_study_table_that_is_none(tmp_path, content):
+    (tmp_path / "metadata_synthetic.csv").write_bytes(content)
+    with pytest.raises(RunError, match=r"metadata_synthetic\.csv is no table"):
+        studies.do("metadata", seeds=1, folder=tmp_path)
 
 
 # --- how many ------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ import hashlib
 import json
 import multiprocessing
 import os
+import signal
 import threading
 import time
 import zipfile
@@ -24,7 +25,8 @@ from crc_helpers.runs import RunError, only_one
 
 FULL = bool(os.environ.get("CRC_FAULTS"))  # `make test-faults`
 KILLS = 14 if FULL else 2  # of each task
-TASKS = [tasks.pretraining, tasks.fine_tuning, tasks.caching, tasks.downloading, tasks.drawing]
+TASKS = [tasks.pretraining, tasks.fine_tuning, tasks.caching, tasks.downloading, tasks.drawing,
+         tasks.commanding]  # fmt: skip
 CLOCK = ["seconds", "pairs_per_second"]  # the columns that no two runs share
 
 KILLED: list[int] = []
@@ -187,6 +189,21 @@ def test_a_folder_that_cannot_be_written_is_said(write, where, tmp_path):
     folder = tmp_path / "file" if where == "a file" else runs.Path(where)
     with pytest.raises(RunError, match=r"cannot be written .*choose a folder .*run again to go on"):
         write(folder)
+
+
+def test_ctrl_c_ends_in_a_sentence_and_the_command_goes_on(inputs, tmp_path):
+    out = new_folder(tmp_path / "out")
+    process = CONTEXT.Process(target=tasks.commanding, args=(inputs, out))
+    process.start()
+    until = time.monotonic() + 60
+    while not (out / "pretraining_tissue.ckpt").exists() and time.monotonic() < until:
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGINT)
+    process.join(60)
+    assert process.exitcode in (130, 0)  # 0: it was done before it heard
+    run(tasks.commanding, inputs, out)
+    expected, _ = whole(tasks.commanding, inputs, inputs / "whole" / "commanding")
+    assert results(out) == expected
 
 
 def hold(path, ready):

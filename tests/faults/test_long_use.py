@@ -39,18 +39,17 @@ def test_explorers_do_not_grow():
     models = {"a": Classifier(Encoder("resnet8"), 2).eval()}
     z = torch.nn.functional.normalize(torch.randn(8, 16))
     heat = TemperatureExplorer((z @ z.T).numpy(), list("abcdefgh"), [0, 1, 0, 1], 0.2)
-    explorers = (
-        GradCamExplorer(models, tiles, np.arange(6), size=64),
-        ThresholdExplorer(tiles, rng.random(6)),
-        heat,
-    )
+    cam = GradCamExplorer(models, tiles, np.arange(6), size=64)
+    bar = ThresholdExplorer(tiles, rng.random(6))
+    explorers = (cam, cam.tile), (bar, bar.threshold), (heat, heat.temperature)
     drawn = 0
     for i in range(WARM_UP + UPDATES):
         if i == WARM_UP:
             before = memory()
-        explorer = explorers[i % 3]
-        explorer._redraw()  # what every control calls
-        drawn += bool(explorer.picture.value) and not explorer.message.value
+        (explorer, control), k = explorers[i % 3], i // 3 + 1
+        shown = explorer.picture.value
+        control.value = k % 6 if control is cam.tile else 0.1 + 0.8 * (k % 40) / 40
+        drawn += explorer.picture.value != shown and not explorer.message.value
     assert drawn == WARM_UP + UPDATES and not plt.get_fignums()
     growth = memory() / before - 1
     print(f"{UPDATES} updates: {growth:+.1%}")
@@ -79,8 +78,8 @@ for cells in json.load(open(sys.argv[1])):
 """
 
 
-def cells_of(file, run, start_from="run", twice=False):
-    """A lesson's code with its parameters set, each cell twice if asked."""
+def cells_of(file, run, start_from="run", twice=False, back=False):
+    """A lesson's code with its parameters set; each cell twice, or from the last to the first."""
     given = {**SMALL, "RUN": str(run), "START_FROM": start_from}
     mine = {name: value for name, value in given.items() if name in parameters_of(file)}
     code = [c for c in nbformat.read(file, as_version=4).cells if c.cell_type == "code"]
@@ -89,7 +88,8 @@ def cells_of(file, run, start_from="run", twice=False):
         sources += [cell.source] * (2 if twice else 1)
         if "parameters" in cell.metadata.get("tags", []):
             sources.append("\n".join(f"{name} = {value!r}" for name, value in mine.items()))
-    return sources
+            code = [c for c in code if c is not cell]  # not on the way back: it would reset them
+    return sources + [cell.source for cell in reversed(code) if back]
 
 
 def execute(tmp_path, lessons, environment=None, cwd=None, **process):
@@ -134,10 +134,12 @@ def test_three_lessons_in_one_kernel_do_not_grow(tmp_path, cache, lessons_01_to_
 
 
 @on_demand
+@pytest.mark.parametrize("order", ["twice", "back"])
 @pytest.mark.parametrize("number", range(len(lesson_files())))
-def test_cells_may_be_run_twice(tmp_path, cache, lessons_01_to_04, number):
+def test_cells_may_be_run_in_any_order(tmp_path, cache, lessons_01_to_04, number, order):
+    """Each cell twice; or all of them, and then from the last to the first."""
     shutil.copytree(lessons_01_to_04, tmp_path / "run")
-    lesson = cells_of(lesson_files()[number], tmp_path / "run", twice=True)
+    lesson = cells_of(lesson_files()[number], tmp_path / "run", **{order: True})
     execute(tmp_path, [lesson], environment(CRC_HELPERS_CACHE=str(cache)))
 
 
