@@ -2,12 +2,20 @@
 
     python benchmarks/explorers_speed.py
 
-Measured in the kernel, from the change of a control to the new picture ready to be sent; the
-network is the class preset's, of random weights. Memory is this process's resident memory.
+In the kernel: from the change of a control to the new picture ready to be sent; the network is the
+class preset's, of random weights. In the browser, where there is Chromium: from a key or a click in
+JupyterLab to the new picture on the screen, with the shipped network. Memory is this process's
+resident memory.
 """
 
+import itertools
 import resource
+import shutil
+import sys
+import tempfile
 import time
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -16,7 +24,20 @@ from harness import keep_figures
 from crc_helpers import data, explorers, figures, models, runs
 from crc_helpers.augmentation import VIEWS
 
+sys.path.append(str(Path(__file__).parents[1] / "tests"))
 MOVES = 30
+# Lesson, words beside the control, keys to press in turn, the aim in milliseconds.
+IN_BROWSER = [
+    ("01", "severity", ["ArrowRight", "ArrowLeft"], 200),
+    ("02", "stain", ["ArrowRight", "ArrowLeft"], 200),
+    ("03", "temperature τ", ["ArrowRight", "ArrowLeft"], 200),
+    ("03", "point: across", ["End", "Home"], 200),  # a step may point at the same tile
+    ("05", "threshold", ["ArrowRight", "ArrowLeft"], 200),
+    ("06", "boxes at", ["ArrowRight", "ArrowLeft"], 100),
+    ("06", "opacity", ["ArrowRight", "ArrowLeft"], 100),
+    ("06", "tile", ["a list"], 400),
+    ("06", "eosin", ["ArrowRight", "ArrowLeft"], 400),
+]
 
 
 def moves(explorer, control, values=None) -> float:
@@ -79,7 +100,42 @@ def main() -> None:
     for k in range(500):
         cam.tile.value = offered[k % len(offered)]
     keep_figures("explorers, 500 updates", {"growth, MB": (resident() - before, 50)})
+    in_browser()
     print(runs.device_name())
+
+
+def in_browser() -> None:
+    """Median milliseconds from input to changed pixels, of each control of IN_BROWSER."""
+    import browser
+    from playwright.sync_api import sync_playwright
+
+    if browser.CHROMIUM is None:
+        print("no Chromium here: the figures in the browser stay as they were")
+        return
+    folder, measured, there = Path(tempfile.mkdtemp()), {}, ""
+    browser.small_lessons(folder)
+    with browser.jupyterlab(folder) as address, sync_playwright() as p:
+        chromium = p.chromium.launch(executable_path=browser.CHROMIUM, args=["--no-sandbox"])
+        page = chromium.new_page(viewport={"width": 1280, "height": 1000})
+        for lesson, words, keys, aim in IN_BROWSER:
+            if lesson != there:
+                browser.stop_kernels(address)
+                browser.open_lesson(page, address, lesson)
+                there = lesson
+            moved = browser.control(page, words)
+            moved.scroll_into_view_if_needed()
+            count = moved.locator("option").count()
+            acts = [partial(moved.press, key) for key in keys]
+            if count:
+                acts = [partial(moved.select_option, index=k) for k in (1, 2, 3, 0)]
+            took = [
+                browser.timed(page, moved, act)[0]
+                for act, _ in zip(itertools.cycle(acts), range(MOVES), strict=False)
+            ]
+            measured[f"{lesson}, {words}"] = float(np.median(took)), aim
+        chromium.close()
+    shutil.rmtree(folder)
+    keep_figures("explorers in JupyterLab, ms from key to picture", measured)
 
 
 def resident() -> float:

@@ -2,7 +2,7 @@
 
 import base64
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from crc_helpers.augmentation import Views, apply, draw_parameters, shrink
 from crc_helpers.data import Tiles
 from crc_helpers.data_readers import SUFFIXES, decode
 from crc_helpers.evaluation import precision_at_prevalence, wilson_interval
+from crc_helpers.explanations_on_trial import hires_cam, layer_cam
 from crc_helpers.figures import (
     CHANCE,
     PALETTE,
@@ -53,6 +54,12 @@ from crc_helpers.synthetic_tissue import (
     draw,
 )
 
+METHODS = {
+    "Grad-CAM": lambda *given: grad_cam(*given).maps,
+    "HiResCAM": hires_cam,
+    "LayerCAM": layer_cam,
+}  # what turns a layer's activations into a map
+OWN = -1  # in place of a tile's row: a picture that was uploaded
 WIDTH = 8.0  # inches of a figure: at 100 dots an inch it fits beside JupyterLab's list of files
 
 
@@ -80,7 +87,7 @@ class Heat:
     smooth: np.ndarray  # float32 (H, W), the same enlarged
     chances: np.ndarray  # float (C,), probabilities
     target: int  # the class explained
-    layer: str
+    source: str  # method and layer
     change: float | None  # of the target's probability, by the square, where there is one
 
 
@@ -91,22 +98,23 @@ def explain(
     target: int,
     layer: str | None = None,
     cover: tuple[float, float, float] = (0.5, 0.5, 0.0),
+    method: str = "Grad-CAM",
 ) -> Heat:
-    """Explain one class of a tile, uint8 (3, H, W), by Grad-CAM.
+    """Explain one class of a tile, uint8 (3, H, W), by a method of METHODS.
 
     size: input side of the network in pixels; cover: centre and side, as shares of the picture, of
     a square to paint over with the tile's mean colour, which shows what the score depends on.
     """
     covered = paint_over(image, cover)
     pair = torch.from_numpy(np.stack([covered, image])).to(next(model.parameters()).device)
-    found = grad_cam(model, shrink(pair[:1], size), target, layer)
-    said, change = torch.softmax(found.logits[0].double(), dim=0).numpy(), None
-    if cover[2] > 0:
-        with torch.no_grad():
-            before = torch.softmax(model(shrink(pair[1:], size))[0].double(), 0)[target]
-        change = float(said[target] - float(before))
-    cells, smooth = found.maps[0].cpu().numpy(), enlarge(found.maps, image.shape[-1])[0]
-    return Heat(covered, cells, smooth, said, target, layer or last_stage(model), change)
+    layer = layer or last_stage(model)
+    maps = METHODS[method](model, shrink(pair[:1], size), target, layer)
+    with torch.no_grad():
+        asked = pair if cover[2] > 0 else pair[:1]
+        said = torch.softmax(model(shrink(asked, size)).double(), dim=1).cpu().numpy()
+    change = float(said[0, target] - said[1, target]) if cover[2] > 0 else None
+    smooth, source = enlarge(maps, image.shape[-1])[0], f"{method}, {layer}"
+    return Heat(covered, maps[0].numpy(), smooth, said[0], target, source, change)
 
 
 def draw_heat(
@@ -129,25 +137,26 @@ def draw_heat(
     figure, axes = fixed_axes(3.6, THIRDS)
     show_tile(axes[0], heat.image, title, mask)
     side, highest, name = heat.image.shape[-1], float(heat.smooth.max()), class_names[heat.target]
-    text = (
-        f"evidence for {name},\nmaximum {highest:.2g}"
-        if highest > 0
-        else "no evidence:\nthe map is 0 everywhere"
-    )
-    whole = np.ones((-(-side // len(heat.cells)),) * 2)  # pixels of a cell
-    shown = np.kron(heat.cells, whole)[:side, :side] if raw else heat.smooth
+    text = "no evidence:\nthe map is 0 everywhere" if highest == 0 else "no map:\nNaN or infinity"
+    if np.isfinite(highest) and highest > 0:
+        text = f"evidence for {name},\nmaximum {highest:.2g}"
+        text += f", colours to {top:.2g}" if top else ""
+    shown = heat.smooth
+    if raw:
+        shown = enlarge(torch.from_numpy(heat.cells)[None], side, smooth=False)[0]
     overlay(axes[1], heat.image, shown, top or highest, mask=mask, title=text, opacity=opacity)
     chances = [f"p({n}) = {p:.2f}" for n, p in zip(class_names, heat.chances, strict=True)]
     lines = ["  ".join(chances[k : k + 2]) for k in range(0, len(chances), 2)]
     show_tile(axes[2], heat.image, "\n".join(lines), mask)
     draw_boxes(axes[2], boxes(heat.smooth, threshold))
-    notes = [f"layer {heat.layer}, boxes above {threshold:.0%} of the maximum"]
+    notes = [f"{heat.source}, boxes above {threshold:.0%} of the maximum"]
     if heat.change is not None:
         notes[0] += f" · the square moves p({name}) by {heat.change:+.2f}"
     if mask is not None and mask.any() and highest > 0:
         inside, both = (f(heat.smooth[None], mask[None])[0] for f in (mass_inside, overlap))
-        notes.append(f"heat in the {mask_name}: {inside:.0%} (chance {mask.mean():.0%})"
-                     f" · overlap of its hottest pixels: {both:.2f}")  # fmt: skip
+        area = mask.mean()
+        notes.append(f"heat in the {mask_name}: {inside:.0%} (chance {area:.0%}) · overlap of its"
+                     f" hottest pixels: {both:.2f} (chance {area / (2 - area):.2f})")  # fmt: skip
     figure.supxlabel("\n".join(notes), fontsize=10)
     return figure
 
@@ -160,10 +169,11 @@ def explanation_figure(
     target: int,
     layer: str | None = None,
     cover: tuple[float, float, float] = (0.5, 0.5, 0.0),
+    method: str = "Grad-CAM",
     **look: object,
 ) -> Figure:
     """Explain a tile, see `explain`, and draw it; look: arguments of `draw_heat`."""
-    return draw_heat(explain(model, image, size, target, layer, cover), **look)
+    return draw_heat(explain(model, image, size, target, layer, cover, method), **look)
 
 
 def paint_over(image: np.ndarray, cover: tuple[float, float, float]) -> np.ndarray:
@@ -192,7 +202,8 @@ class Explorer:
     """Controls over a pure function that draws a figure: one picture, updated in place.
 
     A subclass makes `controls` and says in `figure` what they show. An error while drawing stands
-    in the explorer as a sentence, the picture before it stays, and the controls go on working.
+    in the explorer as a sentence, the picture before it stays, and the controls go on working; but
+    what cannot be drawn even once raises, or a lesson could be broken without anyone being told.
     """
 
     def __init__(self, controls: list[widgets.Widget]) -> None:
@@ -201,7 +212,7 @@ class Explorer:
         self.message, self.link = widgets.Label(), widgets.HTML()
         for control in controls:
             control.observe(self._redraw, names="value")
-        self._redraw()
+        self._draw()
 
     def figure(self) -> Figure:
         """Draw what the controls say."""
@@ -211,15 +222,23 @@ class Explorer:
         """Draw all that is to be seen, from top to bottom."""
         yield self.figure()
 
+    def _draw(self) -> None:
+        picture = as_png(self.pages())
+        self.picture.value = picture
+        # The picture itself is in the link: saved by the browser, nothing written here.
+        address = f"data:image/png;base64,{base64.b64encode(picture).decode()}"
+        self.link.value = f'<a download="{type(self).__name__}.png" href="{address}">save</a>'
+
     def _redraw(self, _change: object = None) -> None:
+        self._attempt(self._draw)
+
+    def _attempt(self, act: Callable[[], None]) -> None:
+        """Do what a control asks for: with a busy sign, and a sentence where it fails."""
         self.message.value = "drawing …"
         try:
-            picture = as_png(self.pages())
-            self.picture.value = picture
-            # The picture itself is in the link: saved by the browser, nothing written here.
-            address = f"data:image/png;base64,{base64.b64encode(picture).decode()}"
-            self.link.value = f'<a download="{type(self).__name__}.png" href="{address}">save</a>'
-            self.message.value = ""
+            act()
+            if self.message.value == "drawing …":  # else it has drawn on the way, or failed to
+                self.message.value = ""
         except Exception as error:
             self.message.value = f"Not drawn: {error}"
 
@@ -240,10 +259,12 @@ def named(description: str) -> dict:
     }
 
 
-def slider(description: str, value: float, low: float, high: float) -> widgets.FloatSlider:
-    """A slider of fifty steps that reports when it is let go."""
+def slider(
+    description: str, value: float, low: float, high: float, steps: int = 50
+) -> widgets.FloatSlider:
+    """A slider that reports when it is let go."""
     return widgets.FloatSlider(
-        value=value, min=low, max=high, step=(high - low) / 50, continuous_update=False,
+        value=value, min=low, max=high, step=(high - low) / steps, continuous_update=False,
         readout_format=".2f", **named(description),
     )  # fmt: skip
 
@@ -271,7 +292,7 @@ def tissue_figure(parameters: TissueParameters, seed: int) -> Figure:
     axes[2].set_xlabel("votes for SSA, of seven", fontsize=10)
     axes[2].set_ylabel("share of panels", fontsize=10)
     axes[2].tick_params(labelsize=9)
-    axes[2].set_title(f"label SSA in {share[4:].sum():.0%}", fontsize=10)
+    axes[2].set_title(f"label SSA: {share[4:].sum():.0%} of panels", fontsize=10)
     rule = f"distortion of the worst crypt {found:.2f}, SSA from {UNEQUIVOCAL}"
     figure.supxlabel(f"by the rule: {CLASS_NAMES[diagnose([found])]} ({rule})", fontsize=11)
     return figure
@@ -292,10 +313,13 @@ class TissueExplorer(Explorer):
         self.seed = widgets.BoundedIntText(value=seed, min=0, max=9999, **named("which tile"))
         super().__init__([*self.sliders.values(), self.seed])
 
+    def parameters(self) -> TissueParameters:
+        """What the sliders say."""
+        return TissueParameters(**{name: slider.value for name, slider in self.sliders.items()})
+
     def figure(self) -> Figure:
         """Draw the tile of the sliders."""
-        values = {name: slider.value for name, slider in self.sliders.items()}
-        return tissue_figure(TissueParameters(**values), self.seed.value)
+        return tissue_figure(self.parameters(), self.seed.value)
 
 
 def views_figure(
@@ -463,7 +487,7 @@ def embedding_figure(
     places = [(0.52 + 0.16 * k, bottom, 0.155, 0.36) for bottom in (0.55, 0.11) for k in range(3)]
     figure, (ax, *pictures) = fixed_axes(3.5, [(0.01, 0.11, 0.38, 0.8), *places])
     values, names = colours_of(tiles, kind)
-    colours = ListedColormap([PALETTE[0], PALETTE[3]]) if len(names) == 2 else "turbo"
+    colours = ListedColormap([PALETTE[0], PALETTE[3]]) if len(names) == 2 else "viridis"
     shown = ax.scatter(*points.T, c=values, s=14, linewidths=0, alpha=0.8, cmap=colours)
     for j in near:
         ax.plot(*points[[i, j]].T, color="0.2", linewidth=0.8)
@@ -527,8 +551,10 @@ class EmbeddingExplorer(Explorer):
             options=list(maps), value=list(maps)[-1], **named("encoder")
         )
         self.kind = widgets.Dropdown(options=kinds, **named("colour by"))
-        self.across = slider("point: across", 0.5, 0.0, 1.0)
-        self.down = slider("point: down", 0.5, 0.0, 1.0)
+        # Finer than other sliders, or tiles in a crowd could not be pointed at.
+        self.across, self.down = (
+            slider(f"point: {way}", 0.5, 0.0, 1.0, steps=250) for way in ("across", "down")
+        )
         super().__init__([self.encoder, self.kind, self.across, self.down])
 
     def pointed(self) -> int:
@@ -581,8 +607,12 @@ def threshold_figure(
         axes[1].text(1.04, row, text, va="center", fontsize=10)
     if called:
         there = precision_at_prevalence(recall, specificity, prevalence)
+        # Both ends of both intervals: wider than 95 % needs, and never narrower.
+        ends = [wilson_interval(int(counts[c, c]), int(counts[c].sum())) for c in (1, 0)]
+        low, high = (precision_at_prevalence(*end, prevalence) for end in zip(*ends, strict=True))
+        axes[1].plot([low, high], [4, 4], color=PALETTE[1], linewidth=3)
         axes[1].plot(there, 4, "D", color=PALETTE[1])
-        axes[1].text(1.04, 4, f"{there:.2f}", va="center", fontsize=10)
+        axes[1].text(1.04, 4, f"{there:.2f} [{low:.2f}, {high:.2f}]", va="center", fontsize=10)
     axes[1].set(xlim=(0, 1), title=f"threshold {threshold:.2f}", xticks=(0, 0.5, 1),
                 xlabel="Wilson intervals: tiles as if independent")  # fmt: skip
     there = f"precision where\n{prevalence:.0%} are {class_names[1]}"
@@ -653,7 +683,7 @@ class ThresholdExplorer(Explorer):
             yield cell_figure(self.tiles, self.score, self.threshold.value, *self.cell.value)
 
 
-def strip(images: np.ndarray, chosen: int, columns: int = 12, side: int = 72) -> bytes:
+def strip(images: np.ndarray, chosen: int | None, columns: int = 12, side: int = 72) -> bytes:
     """A row of numbered thumbnails as PNG, the one at position `chosen` framed.
 
     images: uint8 (n, 3, H, W), n at most `columns`.
@@ -683,7 +713,7 @@ class GradCamExplorer(Explorer):
         self, models: dict[str, Classifier], tiles: Tiles, indices: np.ndarray, size: int
     ) -> None:
         self.models, self.tiles, self.size, self.indices = models, tiles, size, indices
-        self.tops, self.said, self.heats, self.offered = {}, {}, {}, indices[:12]
+        self.ends, self.said, self.heats, self.offered = {}, {}, {}, indices[:12]
         self.in_strip = None  # tiles and position of the frame
         first = next(iter(models.values()))
         classes = [(n, c) for c, n in enumerate(tiles.class_names)]
@@ -694,8 +724,9 @@ class GradCamExplorer(Explorer):
         self.strip.add_class("strip")
         self.tile = widgets.Dropdown(options=tile_options(tiles, self.offered), **named("tile"))
         self.upload = widgets.FileUpload(
-            accept=",".join(SUFFIXES), description="or your own image", layout={"width": "400px"}
-        )
+            accept=",".join(SUFFIXES), description="or your own image, up to 10 MB",
+            layout={"width": "400px"},
+        )  # fmt: skip
         self.model = widgets.Dropdown(options=list(models), **named("network"))
         others = ["nothing", *models, *(f"evidence for {name}" for name in tiles.class_names)]
         self.beside = widgets.Dropdown(options=others, **named("compare with"))
@@ -703,36 +734,57 @@ class GradCamExplorer(Explorer):
         self.layer = widgets.Dropdown(
             options=stage_names(first), value=last_stage(first), **named("layer")
         )
+        self.method = widgets.Dropdown(options=list(METHODS), **named("method"))
         self.scale = widgets.Dropdown(options=["own maximum", "same for all"], **named("colours"))
         self.raw = widgets.Checkbox(value=False, **named("raw cells"))
         self.threshold = slider("boxes at", 0.5, 0.1, 0.9)
         self.opacity = slider("opacity", 0.55, 0.0, 1.0)
         self.square = [slider("cover: side", 0.0, 0.0, 0.6)]
         self.square += [slider(f"cover: {name}", 0.5, 0.0, 1.0) for name in ("across", "down")]
-        self.filter.observe(self._offer, names="value")
-        self.tile.observe(self._forget_upload, names="value")  # before it is drawn
+        for place in self.square[1:]:  # of a square that is not there yet
+            place.disabled = True
+        self.square[0].observe(self._square_is_there, names="value")
         # Any other control changes how a map looks, not the map: it is kept, and painted again.
-        for control in (self.tile, self.upload, self.layer, *self.square):
+        for control in (self.tile, self.layer, self.method, *self.square):
             control.observe(lambda _: self.heats.clear(), names="value")
         super().__init__(
-            [self.tile, self.upload, self.model, self.beside, self.target, self.layer, self.scale,
+            [self.tile, self.model, self.beside, self.target, self.layer, self.method, self.scale,
              self.raw, self.threshold, self.opacity, *self.square]
         )  # fmt: skip
-        self.controls = [self.filter, *self.controls]  # it redraws by the tile that it chooses
+        # These two redraw by the tile that they choose.
+        self.filter.observe(self._offer, names="value")
+        self.upload.observe(self._take_upload, names="value")
+        self.controls = [self.filter, self.tile, self.upload, *self.controls[1:]]
         self.model.observe(self._offer, names="value")  # another network is wrong elsewhere
 
-    def _forget_upload(self, _change: object = None) -> None:
-        self.upload.value = ()
+    def _square_is_there(self, change: dict) -> None:
+        for place in self.square[1:]:
+            place.disabled = not change["new"]
+
+    def _take_upload(self, _change: object = None) -> None:
+        if self.upload.value:
+            self.heats.clear()  # a second picture takes the place of the first
+            self._attempt(lambda: self._list_tiles(own_first=True))
 
     def _offer(self, _change: object = None) -> None:
-        found = self.filtered()
+        self._attempt(self._fill)
+
+    def _fill(self) -> None:
+        wanted, found = self.filter.value, self.filtered()
         if not len(found):
-            self.message.value = f"Not drawn: no tile here is {self.filter.value!r}"
-        elif list(found) != list(self.offered):
-            self.offered, before = found, self.tile.value
-            self.tile.options = tile_options(self.tiles, found)
-            if self.tile.value == before:  # else choosing it has redrawn
-                self._redraw()
+            self.filter.value = "all"  # which fills the list
+            raise ValueError(f"no tile here is {wanted!r}: all are offered")
+        if list(found) != list(self.offered):
+            self.offered = found
+            self._list_tiles(own_first=self.tile.value == OWN)
+
+    def _list_tiles(self, own_first: bool) -> None:
+        """Fill the list with the tiles offered and the picture uploaded; choose the first."""
+        own = [(f"your own: {file['name']}", OWN) for file in self.upload.value[:1]]
+        offered, before = tile_options(self.tiles, self.offered), self.tile.value
+        self.tile.options = own + offered if own_first else offered + own
+        if self.tile.value == before:  # else choosing it has redrawn
+            self._redraw()
 
     def filtered(self) -> np.ndarray:
         """The first twelve tiles that the filter lets through; least sure: the twelve least."""
@@ -747,7 +799,7 @@ class GradCamExplorer(Explorer):
             said = self.probabilities()
             if kind == "least sure":
                 return self.indices[np.argsort(said.max(1))[:12]]
-            keep = (said.argmax(1) == labels) == (kind == "right")
+            keep = ((said.argmax(1) == labels) == (kind == "right")) & (labels >= 0)
         return self.indices[keep][:12]
 
     def probabilities(self) -> np.ndarray:
@@ -760,11 +812,11 @@ class GradCamExplorer(Explorer):
         return self.said[name]
 
     def chosen(self) -> tuple[np.ndarray, np.ndarray | None, str]:
-        """Picture, mask and title of what is to be explained; an upload wins over the list.
+        """Picture, mask and title of what is to be explained.
 
         Nothing of an upload is written to disk. Raises DataError for a file that is no tile.
         """
-        if self.upload.value:
+        if self.tile.value == OWN:
             file = self.upload.value[0]
             content, name = bytes(file["content"]), Path(file["name"]).name
             image, _, (width, height) = decode(Path(name), self.tiles.images.shape[-1], content)
@@ -776,26 +828,43 @@ class GradCamExplorer(Explorer):
         mask = None if self.tiles.masks is None else self.tiles.masks[i]
         return np.array(self.tiles.images[i]), mask, f"truth: {name}"
 
-    def top(self, model: str, target: int) -> float | None:
-        """End of the colour scale: the highest value over the tiles in the strip, or None."""
+    def rows(self) -> list[tuple[str, int]]:
+        """Network and class of every explanation that is shown: one, or two that are compared."""
+        model, target, other = self.model.value, self.target.value, self.beside.value
+        if other == "nothing":
+            return [(model, target)]
+        if other in self.models:
+            return [(model, target), (other, target)]
+        name = other.removeprefix("evidence for ")
+        return [(model, target), (model, self.tiles.class_names.index(name))]
+
+    def top(self) -> float | None:
+        """End of the colour scale: the highest value of all rows and tiles in the strip, or None.
+
+        One end for both rows: on scales of their own, noise and evidence would look alike.
+        """
         if self.scale.value == "own maximum":
             return None
-        key = model, target, self.layer.value, tuple(self.offered)
-        if key not in self.tops:
+        return max(self._end(*row) for row in self.rows())
+
+    def _end(self, model: str, target: int) -> float:
+        key = model, target, self.layer.value, self.method.value, tuple(self.offered)
+        if key not in self.ends:
             network = self.models[model]
             images = torch.from_numpy(self.tiles.images[self.offered])
-            images = images.to(next(network.parameters()).device)
-            found = grad_cam(network, shrink(images, self.size), target, self.layer.value)
-            self.tops[key] = float(found.maps.max())
-        return self.tops[key]
+            images = shrink(images.to(next(network.parameters()).device), self.size)
+            targets = torch.full((len(images),), target, device=images.device)
+            maps = METHODS[self.method.value](network, images, targets, self.layer.value)
+            self.ends[key] = float(maps.max())
+        return self.ends[key]
 
     def explained(self, model: str, target: int) -> tuple[Heat, np.ndarray | None, str]:
         """What is explained, its mask and its title, kept until one of them changes."""
         if (model, target) not in self.heats:
             image, mask, title = self.chosen()
             side, across, down = (control.value for control in self.square)
-            cover = across, down, side
-            heat = explain(self.models[model], image, self.size, target, self.layer.value, cover)
+            heat = explain(self.models[model], image, self.size, target, self.layer.value,
+                           (across, down, side), self.method.value)  # fmt: skip
             self.heats[model, target] = heat, mask, f"{title}\n{model}"
         return self.heats[model, target]
 
@@ -806,25 +875,31 @@ class GradCamExplorer(Explorer):
         heat, mask, title = self.explained(model, target)
         return draw_heat(
             heat, self.tiles.class_names, title, mask, self.tiles.mask_name, self.threshold.value,
-            self.opacity.value, self.raw.value, self.top(model, target),
+            self.opacity.value, self.raw.value, self.top(),
         )  # fmt: skip
 
     def pages(self) -> Iterable[Figure]:
         """Draw the explanation, and the one it is compared with below."""
-        row = tuple(self.offered), list(self.offered).index(self.tile.value)
+        offered, i = list(self.offered), self.tile.value
+        row = tuple(offered), offered.index(i) if i in offered else None
         if row != self.in_strip:
             self.strip.value, self.in_strip = strip(self.tiles.images[self.offered], row[1]), row
-        yield self.figure()
-        other = self.beside.value
-        if other in self.models:
-            yield self.figure(model=other)
-        elif other != "nothing":
-            name = other.removeprefix("evidence for ")
-            yield self.figure(target=self.tiles.class_names.index(name))
+        for model, target in self.rows():
+            yield self.figure(model, target)
 
     def show(self) -> widgets.Widget:
         """Return the widget: the strip of tiles over the controls and the picture."""
         return widgets.VBox([self.strip, super().show()])
+
+
+def live_figure(model: Classifier, size: int, parameters: TissueParameters, seed: int) -> Figure:
+    """Draw a tile of these parameters, and what a network makes of it; HP is class 0, SSA 1."""
+    drawing, found = draw(parameters, seed), distortion(parameters)
+    return explanation_figure(
+        model, drawing.image, size, class_names=CLASS_NAMES, target=1,
+        title=f"by the rule: {CLASS_NAMES[diagnose([found])]}\n(distortion {found:.2f})",
+        mask=drawing.diagnostic, mask_name="diagnostic region",
+    )  # fmt: skip
 
 
 class LiveExplorer(TissueExplorer):
@@ -836,11 +911,4 @@ class LiveExplorer(TissueExplorer):
 
     def figure(self) -> Figure:
         """Draw what the network makes of the tile of the sliders."""
-        values = {name: slider.value for name, slider in self.sliders.items()}
-        parameters = TissueParameters(**values)
-        drawing, found = draw(parameters, self.seed.value), distortion(parameters)
-        return explanation_figure(
-            self.model, drawing.image, self.size, class_names=CLASS_NAMES, target=1,
-            title=f"by the rule: {CLASS_NAMES[diagnose([found])]} ({found:.2f})",
-            mask=drawing.diagnostic, mask_name="diagnostic region",
-        )  # fmt: skip
+        return live_figure(self.model, self.size, self.parameters(), self.seed.value)

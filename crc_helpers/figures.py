@@ -32,6 +32,7 @@ def set_style() -> None:
     plt.rcParams.update(
         {"figure.dpi": 80, "savefig.dpi": 110, "axes.spines.top": False,
          "axes.spines.right": False, "figure.constrained_layout.use": True,
+         "text.parse_math": False,  # a $ in the name of a class or file is no formula
          "axes.titlesize": 12, "axes.titleweight": "bold",
          "axes.titley": 1.0}  # else matplotlib lays out every tick, even hidden ones, to place it
     )  # fmt: skip
@@ -56,7 +57,7 @@ def show_tile(
     axes.imshow(as_picture(image), **kw)
     if mask is not None:
         outline(axes, mask)
-    axes.set_title(title, fontsize=10, parse_math=False)  # a $ in a file's name is no formula
+    axes.set_title(title, fontsize=10, parse_math=False)  # as in `set_style`
     axes.set_axis_off()
 
 
@@ -269,6 +270,8 @@ def temperature_curves(temperatures: Sequence[float]) -> Figure:
     ax.axhline(1, **CHANCE)
     ax.set(yscale="log", ylim=(1e-3, 1e2), xlabel="cosine similarity of a negative to the anchor",
            ylabel="its pull, relative to the mean")  # fmt: skip
+    for power in ax.get_yticklabels():
+        power.set_parse_math(True)
     ax.legend(frameon=False)
     return figure
 
@@ -514,7 +517,7 @@ def interval_panels(
             colour = "0.45" if name in controls else PALETTE[0]
             ax.plot([low, high], [y, y], color=colour, linewidth=2.5, solid_capstyle="round")
             ax.plot(value, y, "s" if name in controls else "o", color=colour, markersize=6)
-            ax.annotate(f"{value:.2f}", (1.01, y), fontsize=9.5, va="center", color=colour,
+            ax.annotate(f"{value:z.2f}", (1.01, y), fontsize=9.5, va="center", color=colour,
                         xycoords=("axes fraction", "data"))  # fmt: skip
         if title in (landmarks or {}):
             where, word = landmarks[title]

@@ -38,6 +38,35 @@ SETTINGS = {
 }
 
 
+HASH = """async p => {
+  const bytes = await (await fetch(p.src)).arrayBuffer()
+  return Array.from(new Uint8Array(await crypto.subtle.digest("SHA-1", bytes))).join()
+}"""
+# The innermost box around a control that also holds a picture is its explorer.
+EXPLORER = """control => {
+  let box = control
+  while (!box.querySelector("img.widget-image:not(.strip)")) box = box.parentElement
+  return box
+}"""
+# Milliseconds from the first thing done to a control to the next picture on the screen that is
+# another: one still on its way from what was done before is drawn again the same, and is not it.
+WATCH = f"""(picture, before) => {{
+  window.answered = new Promise(resolve => {{
+    let start
+    const began = () => start ??= performance.now()
+    for (const kind of ["keydown", "click", "change"])
+      document.addEventListener(kind, began, {{capture: true, once: true}})
+    picture.addEventListener("load", async function loaded() {{
+      const now = performance.now()
+      if (await ({HASH})(picture) == before) return
+      picture.removeEventListener("load", loaded)
+      resolve(now - start)
+    }})
+  }})
+}}"""
+WAIT = "limit => Promise.race([answered, new Promise(done => setTimeout(done, limit, null))])"
+
+
 def small_lessons(folder: Path) -> None:
     """Copy the lessons, each with a run of its own in which few tiles and shipped weights lie.
 
@@ -170,6 +199,20 @@ def quiet(page) -> None:
         """() => ![...document.querySelectorAll(".widget-label")]
                  .some(label => label.textContent == "drawing …")"""
     )
+
+
+def timed(page, control, act, limit: int = 30_000) -> tuple:
+    """Do something to a control; milliseconds until its explorer's picture is another, and the box.
+
+    None for the milliseconds if it is the same after `limit` of them.
+    """
+    box = control.evaluate_handle(EXPLORER)
+    picture = box.query_selector("img.widget-image:not(.strip)")
+    picture.evaluate(WATCH, picture.evaluate(HASH))
+    act()
+    milliseconds = page.evaluate(WAIT, limit)
+    quiet(page)
+    return milliseconds, box
 
 
 def film(page, address: str, number: str, scenes: list[tuple[str, str, int]], path: Path) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from lightning.fabric import Fabric
+from operate import every_control
 from PIL import Image
 from sklearn.metrics import confusion_matrix
 from sklearn.neighbors import NearestNeighbors
@@ -70,8 +71,8 @@ def explorer(parts):
 @pytest.mark.parametrize(
     ("control", "value"),
     [("tile", 1), ("tile", 2), ("model", "random"), ("target", 0), ("layer", "layer1"),
-     ("scale", "same for all"), ("raw", True), ("threshold", 0.1), ("threshold", 0.9),
-     ("opacity", 0.1)],
+     ("method", "LayerCAM"), ("scale", "same for all"), ("raw", True), ("threshold", 0.1),
+     ("threshold", 0.9), ("opacity", 0.1)],
 )  # fmt: skip
 def test_every_control_redraws(explorer, control, value):
     if control != "tile":
@@ -83,10 +84,12 @@ def test_every_control_redraws(explorer, control, value):
 
 
 def test_the_square_covers_and_its_effect_is_said(explorer):
+    assert [place.disabled for place in explorer.square] == [False, True, True]
     for slider, value in zip(explorer.square, (0.4, 0.3, 0.7), strict=True):
         before = explorer.picture.value
         slider.value = value
         assert explorer.picture.value != before
+    assert not any(place.disabled for place in explorer.square)
     figure = explorer.figure()
     assert "the square moves p(SSA) by" in figure._supxlabel.get_text()
     plt.close(figure)
@@ -112,27 +115,60 @@ def test_filters_offer_the_tiles_they_name(explorer, parts):
     expected = {
         "HP": [0], "SSA": [1], "all": [0, 1, 2],
         "right": np.flatnonzero(said.argmax(1) == labels),
-        "wrong": np.flatnonzero(said.argmax(1) != labels),
+        "wrong": np.flatnonzero((said.argmax(1) != labels) & (labels >= 0)),
         "least sure": np.argsort(said.max(1)),
     }  # fmt: skip
     for name, found in expected.items():
-        before = explorer.strip.value
         explorer.filter.value = name
         if len(found):
             assert [value for _, value in explorer.tile.options] == list(found)
             assert explorer.message.value == ""
         else:
             assert f"no tile here is '{name}'" in explorer.message.value
-            assert explorer.strip.value == before
+            assert explorer.filter.value == "all" and len(explorer.tile.options) == 3
     assert "readers 4 : 3" not in explorer.filter.options  # these tiles have no votes
 
 
-def test_a_tile_chosen_after_an_upload_is_shown(explorer):
+def test_an_upload_stays_in_the_list_until_another_takes_its_place(explorer, monkeypatch):
+    drawn = []
+    draw = explorer._draw
+    monkeypatch.setattr(explorer, "_draw", lambda: drawn.append(explorer.tile.value) or draw())
     explorer.upload.value = uploaded("broken.png", b"no picture")
-    assert explorer.message.value.startswith("Not drawn")
+    assert explorer.message.value.startswith("Not drawn: broken.png")
     explorer.tile.value = 1
-    assert explorer.message.value == "" and explorer.upload.value == ()
+    assert explorer.message.value == "" and explorer.chosen()[2] == "truth: SSA"
+    for colour in ("pink", "green"):
+        image = Image.new("RGB", (64, 64), colour)
+        explorer.upload.value = uploaded(f"{colour}.png", encoded(image))
+        assert explorer.tile.label == f"your own: {colour}.png"
+        np.testing.assert_array_equal(explorer.explained("trained", 1)[0].image[:, 0, 0],
+                                      np.asarray(image)[0, 0])  # fmt: skip
+    row = np.asarray(Image.open(io.BytesIO(explorer.strip.value)))
+    assert not [k for k in range(3) if (row[40, 78 * k : 78 * k + 3] == 0).all()]  # no frame
+    explorer.filter.value = "SSA"  # offers other tiles, and leaves the picture
+    assert explorer.tile.value == explorers.OWN and explorer.message.value == ""
+    explorer.filter.value = "all"
+    explorer.tile.value = 1
     assert explorer.chosen()[2] == "truth: SSA"
+    explorer.tile.value = explorers.OWN
+    assert explorer.chosen()[2].startswith("green.png")
+    assert drawn == [-1, 1, -1, -1, -1, -1, 1, -1]  # once each
+
+
+def test_a_network_that_fails_while_tiles_are_offered_becomes_a_sentence(explorer, monkeypatch):
+    def fail(*_):
+        raise RuntimeError("the lamp is broken")
+
+    monkeypatch.setattr(explorers, "predict", fail)
+    before = explorer.picture.value
+    explorer.filter.value = "wrong"
+    assert explorer.message.value == "Not drawn: the lamp is broken"
+    assert explorer.picture.value == before
+
+
+def test_what_cannot_be_drawn_even_once_raises(parts):
+    with pytest.raises(IndexError):
+        GradCamExplorer({"trained": parts[0]}, parts[1], np.array([3]), size=64)
 
 
 def test_another_network_is_asked_where_it_is_wrong(explorer):
@@ -166,11 +202,35 @@ def test_painting_over_stays_inside_and_keeps_the_original():
     np.testing.assert_array_equal(paint_over(image, (0.5, 0.5, 0.0)), image)
 
 
-def test_one_scale_for_all_is_the_highest_of_all_maps(explorer, parts):
+def test_one_scale_for_all_is_the_highest_of_all_maps_shown(explorer, parts):
     explorer.scale.value = "same for all"
-    model, tiles = parts
-    highest = grad_cam(model, shrink(torch.from_numpy(tiles.images), 64), 1).maps.max()
-    assert explorer.top("trained", 1) == pytest.approx(float(highest))
+    pixels = shrink(torch.from_numpy(parts[1].images), 64)
+    highest = {n: float(grad_cam(m, pixels, 1).maps.max()) for n, m in explorer.models.items()}
+    assert explorer.top() == pytest.approx(highest["trained"])
+    explorer.model.value = "random"
+    assert explorer.top() == pytest.approx(highest["random"])
+    explorer.beside.value = "trained"  # noise beside evidence is on evidence's scale
+    assert explorer.top() == pytest.approx(max(highest.values()))
+    explorer.method.value = "HiResCAM"
+    figure = explorer.figure()
+    assert figure.axes[1].get_title().endswith(f"colours to {explorer.top():.2g}")
+    plt.close(figure)
+
+
+@pytest.mark.parametrize("method", explorers.METHODS)
+def test_every_method_draws_its_own_map(explorer, parts, method):
+    explorer.layer.value, explorer.method.value = "layer2", method
+    found = explorer.explained("trained", 1)[0]
+    gradient, pixels = [], shrink(torch.from_numpy(parts[1].images[:1]), 64)
+    stage = parts[0].encoder.stage("layer2")
+    hook = stage.register_forward_hook(lambda *a: a[2].retain_grad() or gradient.append(a[2]))
+    parts[0](pixels)[0, 1].backward()
+    hook.remove()
+    a, g = gradient[0], gradient[0].grad
+    weight = {"Grad-CAM": g.mean((2, 3), keepdim=True), "HiResCAM": g, "LayerCAM": g.relu()}
+    expected = (weight[method] * a).sum(1).relu()[0].detach()
+    np.testing.assert_allclose(found.cells, expected, atol=1e-6)
+    assert found.source == f"{method}, layer2"
 
 
 def uploaded(name: str, content: bytes) -> tuple:
@@ -221,7 +281,7 @@ def test_a_file_that_is_no_tile_becomes_a_sentence(explorer, content, words, tmp
         and words in explorer.message.value
     )
     assert explorer.picture.value == before and not list(tmp_path.iterdir())
-    explorer.upload.value = ()  # back to the list
+    explorer.tile.value = 0  # back to the tiles
     assert explorer.message.value == ""
 
 
@@ -243,6 +303,25 @@ def test_what_only_changes_the_look_asks_the_network_nothing(explorer, monkeypat
     painted = torch.from_numpy(paint_over(tile[0].numpy(), (0.5, 0.5, explorer.square[0].value)))
     expected = whole(explorer.models["random"], shrink(painted[None], 64), 0, "layer1").maps[0]
     np.testing.assert_array_equal(heat.cells, expected)
+
+
+def test_every_value_of_every_control_is_drawn(explorer):
+    assert every_control(explorer) > 30
+
+
+def test_a_control_that_fails_is_noticed(explorer, monkeypatch):
+    monkeypatch.setattr(explorer, "figure", lambda *_: 1 / 0)
+    with pytest.raises(AssertionError, match="division by zero"):
+        every_control(explorer)
+
+
+@pytest.mark.parametrize(("value", "words"), [(0, "0 everywhere"), (np.nan, "NaN or infinity")])
+def test_a_map_without_heat_says_which_kind(parts, value, words):
+    heat = explorers.explain(parts[0], parts[1].images[0], 64, 1)
+    heat = replace(heat, cells=0 * heat.cells + value, smooth=0 * heat.smooth + value)
+    figure = explorers.draw_heat(heat, ("HP", "SSA"), mask=parts[1].masks[0])
+    assert words in figure.axes[1].get_title()
+    explorers.as_png([figure])
 
 
 def test_updates_leave_no_figure_open(explorer):
@@ -271,14 +350,19 @@ def test_figure_says_class_layer_and_overlap(parts):
     plt.close(figure)
 
 
-def test_raw_cells_are_those_of_the_layer(parts):
-    model, tiles = parts
-    options = {"class_names": tiles.class_names, "target": 1, "layer": "layer2"}
-    figure = explanation_figure(model, tiles.images[0], 64, raw=True, **options)
+@pytest.mark.parametrize("side", [64, 224])  # of 24 cells, 224 pixels are no multiple
+def test_raw_cells_are_those_of_the_layer(parts, side):
+    model, rng = parts[0], np.random.default_rng(0)
+    image = rng.integers(0, 255, (3, side, side), np.uint8)
+    size = 64 if side == 64 else 96
+    options = {"class_names": ("HP", "SSA"), "target": 1, "layer": "layer1"}
+    figure = explanation_figure(model, image, size, raw=True, **options)
     cells = np.asarray(figure.axes[1].images[1].get_array())
-    expected = grad_cam(model, shrink(torch.from_numpy(tiles.images[:1]), 64), 1, "layer2").maps[0]
-    assert len(np.unique(cells)) <= expected.numel()
-    np.testing.assert_allclose(cells[::8, ::8], expected)
+    expected = grad_cam(model, shrink(torch.from_numpy(image[None]), size), 1, "layer1").maps[0]
+    n = len(expected)
+    assert n == size // 4
+    middles = ((np.arange(n) + 0.5) * side / n).astype(int)
+    np.testing.assert_allclose(cells[np.ix_(middles, middles)], expected)
     plt.close(figure)
 
 
@@ -482,6 +566,7 @@ def test_every_control_of_the_threshold_redraws(drawn_tiles):
     explorer.threshold.value = 1.0
     explorer.cell.value = (0, 1)  # an empty cell says so
     assert explorer.message.value == ""
+    assert every_control(explorer) == 9  # the ends of two sliders, four cells and none
 
 
 # --- embedding -----------------------------------------------------------------------------------

@@ -133,6 +133,16 @@ def test_cells_that_nbval_compares_hold_an_output(file):
     assert all(c.outputs for c in tagged)
 
 
+@each_lesson
+def test_every_explorer_has_a_still_picture_beside_it(file):
+    code = [c for c in cells(file) if c.cell_type == "code"]
+    stills = [any("image/jpeg" in o.get("data", {}) or "image/png" in o.get("data", {})
+                  for o in c.outputs) for c in code]  # fmt: skip
+    for k, cell in enumerate(code):
+        if ".show()" in cell.source:
+            assert stills[k - 1] or any(stills[k + 1 : k + 2]), cell.id
+
+
 def test_there_are_cells_for_nbval_to_compare():
     tags = [t for f in LESSONS for c in cells(f) for t in c.metadata.get("tags", [])]
     assert tags.count("nbval-check-output") >= 6
@@ -196,6 +206,19 @@ def test_supervised_loop_shown_ends_in_the_weights_of_the_shared_loop():
     start = models.Classifier(models.Encoder("resnet8"), 2)
     assert same_steps(start, *networks)
     assert not same_steps(start, networks[0], start)
+
+
+def test_objectives_shown_are_those_shared():
+    lesson = shown(7)
+    z = [torch.randn(6, 8) for _ in range(4)]
+    labels, queue = torch.tensor([0, 1, 0, 2, 1, 0]), torch.randn(9, 8)
+    for name, given in {
+        "moco_loss": (z[0], z[1], queue, 0.2),
+        "simsiam_loss": z,
+        "barlow_twins_loss": (z[0], z[1]),
+        "sup_con_loss": (z[0], z[1], labels, 0.2),
+    }.items():
+        torch.testing.assert_close(lesson[name](*given), getattr(claims_on_trial, name)(*given))
 
 
 @pytest.mark.parametrize("name", ["brightness", "contrast", "saturation"])
@@ -433,7 +456,10 @@ def test_course_runs_on_the_layout_of_mhist_and_on_a_folder(tmp_path):
 @pytest.mark.slow
 @each_lesson
 def test_nbval_accepts_the_lesson(file, ci_run, tmp_path):
-    """nbval runs a copy with the ci parameters: no cell fails, tagged outputs are as stored."""
+    """nbval runs a copy with the ci parameters: no cell fails, tagged outputs are as stored.
+
+    At its end every control of every explorer is moved, and none may answer with an error.
+    """
     book = nbformat.read(file, as_version=4)
     settings = read_settings("ci", [], {n for f in LESSONS for n in parameters_of(f)})
     settings |= {"RUN": str(ci_run), "START_FROM": "run"}
@@ -441,6 +467,11 @@ def test_nbval_accepts_the_lesson(file, ci_run, tmp_path):
         if "parameters" in cell.metadata.get("tags", []):
             mine = [n for n in parameters_of(file) if n in settings]
             cell.source += "\n" + "\n".join(f"{n} = {settings[n]!r}" for n in mine)
+    shown = sum(".show()" in c.source for c in book.cells if c.cell_type == "code")
+    if shown:
+        moved = f"import sys\nsys.path.append({str(Path(__file__).parent)!r})\nimport operate\n"
+        last = moved + f"assert operate.all_alive() == {shown}"
+        book.cells.append(nbformat.v4.new_code_cell(last, id="moved"))
     nbformat.write(book, tmp_path / file.name)
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--nbval-lax",
                "--nbval-cell-timeout=300", "-o", "addopts=", file.name]  # fmt: skip
