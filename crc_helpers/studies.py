@@ -156,6 +156,11 @@ class Trial:
         save_weights(file, encoder, origin=False)
         return encoder
 
+    def longer(self) -> Encoder:
+        """The encoder after LONGER times as many epochs of pre-training."""
+        epochs = LONGER * self.recipe.pretrain_epochs
+        return self.pretrained(replace(self.recipe, pretrain_epochs=epochs))
+
     @cached_property
     def many(self) -> "Trial":
         """The same on all classes: four kinds of drawn tissue, or all that the real tiles have."""
@@ -170,6 +175,11 @@ class Trial:
     def known(self) -> Tensor:
         """What the pre-trained encoder says of all tiles, float32 (N, D)."""
         return self.features(self.pretrained(), np.arange(len(self.tiles)))
+
+    @cached_property
+    def known_longer(self) -> Tensor:
+        """What the encoder pre-trained longer says of all tiles, float32 (N, D)."""
+        return self.features(self.longer(), np.arange(len(self.tiles)))
 
     @cached_property
     def known_untrained(self) -> Tensor:
@@ -262,16 +272,20 @@ def trial(seed: int, data: str, root: str | None, recipe: Recipe) -> Trial:
 # --- The studies ----------------------------------------------------------------------------------
 
 FRACTIONS = (0.01, 0.05, 0.10, 0.25, 0.50, 1.0)
-LONGER = 8  # times the recipe's epochs of pre-training
+LONGER = 8  # times the recipe's epochs of pre-training, or steps with labels
 LABEL_ARMS = (
     *("pre-trained, fine-tuned", "from scratch", "frozen probe", "random encoder, probe"),
     *("pre-trained longer, fine-tuned", "pre-trained longer, frozen probe"),
 )
+CONTROLS = ("from scratch, longer", "pre-trained longer, fine-tuned longer")
 
 
 def labels_plan(seeds: int) -> Iterable[dict]:
     """Label efficiency: the same steps with ever fewer labels."""
     for seed, fraction, arm in itertools.product(range(seeds), FRACTIONS, LABEL_ARMS):
+        yield {"seed": seed, "fraction": fraction, "arm": arm}
+    # Is it the pre-training, or only more training? Costly controls, so at two shares.
+    for fraction, arm, seed in itertools.product((0.10, 1.0), CONTROLS, range(seeds)):
         yield {"seed": seed, "fraction": fraction, "arm": arm}
 
 
@@ -279,13 +293,17 @@ def labels_row(t: Trial, fraction: float, arm: str) -> dict:
     """One arm with a share of the labels, on the test part."""
     train = t.parts.train
     labelled = train[claims.labelled_subset(t.labels(train), fraction, t.seed)]
+    r = t.recipe
     encoder = t.pretrained if arm.startswith(("pre", "frozen")) else t.random_encoder
-    if "longer" in arm:
-        epochs = LONGER * t.recipe.pretrain_epochs
-        encoder = partial(t.pretrained, replace(t.recipe, pretrain_epochs=epochs))
-    probe = arm.endswith("probe")
-    fit = t.probe(encoder(), labelled) if probe else t.train(encoder, labelled)
-    return {"labels": len(labelled)} | t.score(fit)
+    if arm.startswith("pre-trained longer"):
+        encoder = t.longer
+    if arm in CONTROLS:
+        r = replace(r, steps=LONGER * r.steps)
+    if arm.endswith("probe"):
+        fit = t.probe(encoder(), labelled)
+    else:
+        fit = t.train(encoder, labelled, recipe=r)
+    return {"labels": len(labelled), "steps": r.steps} | t.score(fit)
 
 
 BASELINES = {
@@ -299,6 +317,8 @@ BASELINES = {
     "ensemble of three": "after Dif et al. 2020",
     "pre-trained, probe": "frozen",
     "pre-trained, fine-tuned": "the paper's method",
+    "pre-trained longer, probe": "frozen",
+    "pre-trained longer, fine-tuned": "the paper's method, LONGER times the epochs without labels",
 }
 
 
@@ -328,8 +348,18 @@ def fit(t: Trial, arm: str, labelled: np.ndarray | None = None) -> Callable:
     if arm == "colour only":
         known = colour_baseline(colour_statistics(t.tiles.images[train]), y)
         return lambda index: known.predict_proba(colour_statistics(t.tiles.images[index]))
+    start = {
+        "random encoder, probe": t.random_encoder,
+        "from scratch": t.random_encoder,
+        "plain CNN": partial(t.random_encoder, claims.PlainCNN),
+        "ResNet-18": partial(t.random_encoder, "resnet18"),
+        "pre-trained, probe": t.pretrained,
+        "pre-trained, fine-tuned": t.pretrained,
+        "pre-trained longer, probe": t.longer,
+        "pre-trained longer, fine-tuned": t.longer,
+    }
     if arm.endswith("probe"):
-        return t.probe(t.pretrained() if arm.startswith("pre") else t.random_encoder(), train)
+        return t.probe(start[arm](), train)
     if arm == "ensemble of three":
         members = [t.scratch if labelled is None else t.train(t.random_encoder, train)]
         members += [t.train(partial(t.random_encoder, salt=k), train, salt=k) for k in (1, 2)]
@@ -339,12 +369,6 @@ def fit(t: Trial, arm: str, labelled: np.ndarray | None = None) -> Callable:
         return t.train(partial(t.random_encoder, "inception_resnet_v2"), train, recipe=r)
     if arm == "from scratch" and labelled is None:
         return t.scratch
-    start = {
-        "from scratch": t.random_encoder,
-        "plain CNN": partial(t.random_encoder, claims.PlainCNN),
-        "ResNet-18": partial(t.random_encoder, "resnet18"),
-        "pre-trained, fine-tuned": t.pretrained,
-    }
     return t.train(start[arm], train)
 
 
@@ -533,7 +557,7 @@ QUESTIONS = ("tube or ring?", "which scanner?", "adenoma or not?", "HP or SSA?")
 
 def questions_plan(seeds: int) -> Iterable[dict]:
     """One encoder, trained without labels, and several questions to it: which does it answer?"""
-    encoders = ("pre-trained", "random")
+    encoders = ("pre-trained", "random", "pre-trained longer")
     for seed, encoder, question, fraction in itertools.product(
         range(seeds), encoders, QUESTIONS, (0.1, 1.0)
     ):
@@ -556,7 +580,12 @@ def questions_row(t: Trial, question: str, fraction: float, encoder: str) -> dic
     asked = serrated if question == "HP or SSA?" else np.ones(len(kind), bool)
     train, val, test = (p[asked[p]] for p in (t.parts.train, t.parts.val, t.parts.test))
     train = train[claims.labelled_subset(y[train], fraction, t.seed)]
-    known = t.known if encoder == "pre-trained" else t.known_untrained
+    which = {
+        "pre-trained": "known",
+        "pre-trained longer": "known_longer",
+        "random": "known_untrained",
+    }
+    known = getattr(t, which[encoder])
     probe = linear_probe(known[train], y[train], known[val], y[val])
     return {"labels": len(train)} | scores(y[test], probe.predict_proba(known[test].numpy()))
 
@@ -648,8 +677,11 @@ def read(name: str, data: str = "synthetic") -> pd.DataFrame:
 
 
 def _read(file: Path) -> pd.DataFrame:
-    # A commit such as 5940e75 would be read as a number, and be lost.
-    return pd.read_csv(file, dtype={"commit": str, "tiles": str})
+    try:
+        # A commit such as 5940e75 would be read as a number, and be lost.
+        return pd.read_csv(file, dtype={"commit": str, "tiles": str})
+    except (OSError, ValueError) as error:  # ValueError: what pandas and UTF-8 raise
+        raise RunError(f"{file} is no table of a study ({error}): delete or restore it") from None
 
 
 def do(
@@ -685,7 +717,7 @@ def _measure(
     plan: Callable, measure: Callable, file: Path, source: tuple, seeds: int, changed: str
 ) -> pd.DataFrame:
     rows = _read(file).to_dict("records") if file.is_file() else []
-    if others := {row["changed"] for row in rows} - {changed}:
+    if others := {row.get("changed") for row in rows} - {changed}:
         raise RunError(
             f"{file} holds rows of another recipe (changed: {others.pop()}; now: {changed}): give"
             " another folder with --out"
@@ -698,7 +730,7 @@ def _measure(
         start = time.perf_counter()
         t = trial(key["seed"], *source)
         facts["tiles"] = "drawn" if source[0] == "synthetic" else _which(t.tiles)
-        if others := {row["tiles"] for row in rows} - {facts["tiles"]}:
+        if others := {row.get("tiles") for row in rows} - {facts["tiles"]}:
             raise RunError(
                 f"{file} holds rows of other tiles ({others.pop()}; {source[1]} holds"
                 f" {facts['tiles']}): give another folder with --out"

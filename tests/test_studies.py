@@ -172,6 +172,7 @@ def test_few_labels_take_as_many_steps_as_many(t, monkeypatch):
         ("labels", {"fraction": 0.1, "arm": "pre-trained, fine-tuned"}, "auc"),
         ("labels", {"fraction": 0.5, "arm": "frozen probe"}, "auc"),
         ("labels", {"fraction": 0.1, "arm": "pre-trained longer, frozen probe"}, "auc"),
+        ("labels", {"fraction": 0.1, "arm": "from scratch, longer"}, "auc"),
         ("recipe", {"factor": "none", "value": "the recipe"}, "knn"),
         ("recipe", {"factor": "crop", "value": 0.7}, "knn"),
         ("recipe", {"factor": "tiles", "value": "balanced"}, "knn"),
@@ -181,6 +182,8 @@ def test_few_labels_take_as_many_steps_as_many(t, monkeypatch):
         ("classes", {"arm": "pre-trained, fine-tuned" + studies.FEW}, "auc"),
         *(("questions", {"question": q, "fraction": 1.0, "encoder": "random"}, "auc")
           for q in studies.QUESTIONS),
+        ("questions", {"question": "HP or SSA?", "fraction": 0.1,
+                       "encoder": "pre-trained longer"}, "auc"),
         ("splits", {"scheme": "by tile", "split": 3}, "accuracy"),
         ("splits", {"scheme": "by slide", "split": 3}, "accuracy"),
         *(("baselines", {"arm": a}, "auc") for a in studies.BASELINES if "Inception" not in a),
@@ -198,7 +201,7 @@ def test_every_kind_of_row_is_measured(t, name, key, expected):
         counts = json.loads(found.pop("confusion"))
         assert np.sum(counts) == len(t.many.parts.test) and np.shape(counts) == (4, 4)
     for column, value in found.items():
-        if column in ("size", "backbone"):  # where they are not the recipe's
+        if column in ("size", "backbone", "steps"):  # where they are not the recipe's
             continue
         high = (
             256
@@ -385,3 +388,6 @@ def test_longer_is_eight_times_as_long_and_of_the_same_tiles(t, monkeypatch):
     for arm in studies.LABEL_ARMS:
         studies.labels_row(t, 0.5, arm)
     assert set(epochs) == {(1, len(t.parts.train)), (8, len(t.parts.train))}
+    for arm in studies.CONTROLS:  # the longer encoder is in the cache by now
+        assert studies.labels_row(t, 0.5, arm)["steps"] == 8 * SMALL.steps
+    assert len(epochs) == 2
