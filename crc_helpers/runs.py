@@ -431,7 +431,8 @@ def versions() -> dict[str, str]:
 
 
 def device_name() -> str:
-    """Return what computes, in words."""
+    """Return what computes, in words; CPUs with another arithmetic are other machines."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
-    return f"CPU, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
+    words = f"CPU, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
+    return f"{words}, bf16" if has_fast_bf16() else words
