@@ -6,6 +6,7 @@ normalisation in the first block makes a further standardisation unnecessary.
 
 import contextlib
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 import torchvision
@@ -33,7 +34,10 @@ def build_backbone(name: str, weights: str | None = None) -> nn.Module:
         network: nn.Module = ResNet(BasicBlock, [1, 1, 1, 1])
         network.layer4, network.fc = nn.Identity(), nn.Linear(256, 1)
     elif name in torchvision.models.list_models(include="resnet*"):
-        network = torchvision.models.get_model(name, weights="DEFAULT" if weights else None)
+        network = torchvision.models.get_model(name)
+        if weights:
+            published = torchvision.models.get_model_weights(name).DEFAULT
+            network.load_state_dict(published.get_state_dict(check_hash=True, weights_only=True))
     else:
         import timm  # seconds to import, and rarely needed
 
@@ -49,6 +53,12 @@ def build_backbone(name: str, weights: str | None = None) -> nn.Module:
     network.num_features = network.fc.in_features
     network.fc = nn.Identity()
     return network
+
+
+def published_on_disk(name: str) -> bool:
+    """Return whether torchvision's weights of a ResNet lie on disk, so that nothing is fetched."""
+    address = torchvision.models.get_model_weights(name).DEFAULT.url
+    return (Path(torch.hub.get_dir()) / "checkpoints" / Path(address).name).is_file()
 
 
 class Encoder(nn.Module):

@@ -23,7 +23,7 @@ import torch
 from lightning.fabric import Fabric
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import balanced_accuracy_score, confusion_matrix
-from sklearn.pipeline import make_pipeline
+from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
@@ -33,8 +33,8 @@ from crc_helpers.augmentation import VIEWS, Views
 from crc_helpers.data import Split, Tiles, balance, cache_folder, load_tiles
 from crc_helpers.data import split as divide
 from crc_helpers.evaluation import colour_baseline, colour_statistics, macro_auc
-from crc_helpers.fine_tuning import fine_tune, linear_probe, predict
-from crc_helpers.models import Classifier, Encoder, ProjectionHead
+from crc_helpers.fine_tuning import fine_tune, linear_probe, predict, probe_classifier
+from crc_helpers.models import Classifier, Encoder, ProjectionHead, published_on_disk
 from crc_helpers.pretraining import effective_rank, embed, knn_accuracy, pretrain
 from crc_helpers.runs import (
     ROOT,
@@ -66,6 +66,7 @@ class Recipe:
     pretrain_epochs: int = 10
     pretrain_batch: int = 64
     pretrain_lr: float = 1e-3
+    optimizer: str = "adamw-one-cycle"  # of pre-training
     temperature: float = 0.2
     head: str = "linear"
     views: Views = VIEWS["tissue"]
@@ -150,7 +151,7 @@ class Trial:
         pretrain(
             encoder, head, self.tiles.images.pick(index), r.views, self.fabric, size=r.size,
             epochs=r.pretrain_epochs, batch=r.pretrain_batch, lr=r.pretrain_lr,
-            temperature=r.temperature, optimizer="adamw-one-cycle", seed=self.seed,
+            temperature=r.temperature, optimizer=r.optimizer, seed=self.seed,
             objective=objective,
         )  # fmt: skip
         save_weights(file, encoder, origin=False)
@@ -190,17 +191,21 @@ class Trial:
         """What an encoder says of some tiles, float32 (N, D)."""
         return embed(encoder, self.tiles.images[index], self.recipe.size, self.fabric)
 
-    def probe(self, encoder: Encoder, labelled: np.ndarray | None = None) -> Callable:
-        """A linear probe on some of the training tiles, as a function from tiles to (N, C)."""
+    def fit_probe(self, encoder: Encoder, labelled: np.ndarray | None = None) -> Pipeline:
+        """A linear probe on some of the training tiles, its strength chosen on validation."""
         train = self.parts.train if labelled is None else labelled
         val = self.parts.val
-        fitted = linear_probe(self.features(encoder, train), self.labels(train),
-                              self.features(encoder, val), self.labels(val))  # fmt: skip
+        return linear_probe(self.features(encoder, train), self.labels(train),
+                            self.features(encoder, val), self.labels(val))  # fmt: skip
+
+    def probe(self, encoder: Encoder, labelled: np.ndarray | None = None) -> Callable:
+        """The same as a function from tiles to probabilities (N, C)."""
+        fitted = self.fit_probe(encoder, labelled)
         return lambda index: fitted.predict_proba(self.features(encoder, index).numpy())
 
     def train(
         self,
-        start: Callable[[], Encoder],
+        start: Callable[[], Encoder | Classifier],
         labelled: np.ndarray | None = None,
         views: Views = VIEWS["gentle"],
         recipe: Recipe | None = None,
@@ -209,7 +214,8 @@ class Trial:
     ) -> "Fitted":
         """Train a classifier for `steps`, at each rate; the best on validation is returned.
 
-        start: gives the encoder to begin with. labelled: tiles to train on, which may recur.
+        start: gives the encoder to begin with, or a classifier that has it. labelled: tiles to
+        train on, which may recur.
         """
         r = recipe or self.recipe
         index = self.parts.train if labelled is None else labelled
@@ -217,9 +223,10 @@ class Trial:
         index = np.sort(np.resize(index, max(len(index), r.batch * max(1, r.steps // 10))))
         best, kept = np.inf, None
         for rate in r.rates:
-            encoder = start()
+            begun = start()
             torch.manual_seed(self.seed + 1000 * salt)
-            classifier = Classifier(encoder, len(self.tiles.class_names))
+            named = isinstance(begun, Classifier)
+            classifier = begun if named else Classifier(begun, len(self.tiles.class_names))
             log = fine_tune(
                 classifier, self.tiles.images[index], self.labels(index),
                 self.tiles.images[self.parts.val], self.labels(self.parts.val), views,
@@ -306,6 +313,47 @@ def labels_row(t: Trial, fraction: float, arm: str) -> dict:
     return {"labels": len(labelled), "steps": r.steps} | t.score(fit)
 
 
+CONFIRMED = (
+    *("from scratch", "random encoder, probe", "pre-trained, frozen probe"),
+    *("pre-trained, fine-tuned", "pre-trained, probe first", "the paper's recipe, fine-tuned"),
+)
+FRESH = 100  # the first seed of cohorts and splits that chose no recipe
+
+
+def confirmation_plan(seeds: int) -> Iterable[dict]:
+    """What the other studies suggested, asked once more of cohorts that suggested nothing."""
+    for seed, fraction, arm in itertools.product(range(seeds), (0.1, 1.0), CONFIRMED):
+        yield {"seed": FRESH + seed, "fraction": fraction, "arm": arm}
+
+
+def confirmation_row(t: Trial, fraction: float, arm: str) -> dict:
+    """One arm with a share of the labels, on the test part; all try the same rates.
+
+    "the paper's recipe" is its views, temperature, optimizer and rate of pre-training. "probe
+    first" begins fine-tuning with the probe as last layer (Kumar et al. 2022, arXiv 2202.10054).
+    """
+    train = t.parts.train
+    labelled = train[claims.labelled_subset(t.labels(train), fraction, t.seed)]
+    paper = replace(t.recipe, views=VIEWS["paper"], temperature=0.7, pretrain_lr=3e-4,
+                    optimizer="adam")  # fmt: skip
+
+    def probe_first() -> Classifier:
+        encoder = t.pretrained()
+        return probe_classifier(encoder, t.fit_probe(encoder, labelled))
+
+    if arm.endswith("probe"):
+        fit = t.probe((t.pretrained if arm.startswith("pre") else t.random_encoder)(), labelled)
+    else:
+        start = {
+            "from scratch": t.random_encoder,
+            "pre-trained, fine-tuned": t.pretrained,
+            "pre-trained, probe first": probe_first,
+            "the paper's recipe, fine-tuned": partial(t.pretrained, paper),
+        }
+        fit = t.train(start[arm], labelled)
+    return {"labels": len(labelled)} | t.score(fit)
+
+
 BASELINES = {
     "majority": "says the common class",
     "colour only": "15 colour numbers, logistic regression",
@@ -314,6 +362,7 @@ BASELINES = {
     "plain CNN": "after Yildirim et al. 2022",
     "ResNet-18": "after Wei et al. 2020",
     "Inception-ResNet-v2": "after Gupta et al. 2021",
+    "ResNet-18, ImageNet": "weights from natural images, where they are on disk",
     "ensemble of three": "after Dif et al. 2020",
     "pre-trained, probe": "frozen",
     "pre-trained, fine-tuned": "the paper's method",
@@ -326,8 +375,11 @@ def baselines_plan(seeds: int) -> Iterable[dict]:
     """Rivals on the same tiles, with the same steps and the same search for a rate."""
     # The largest is twenty times as slow as the others, and so is tried with fewer seeds.
     for seed, arm in itertools.product(range(seeds), BASELINES):
-        if arm != "Inception-ResNet-v2" or seed < 3:
-            yield {"seed": seed, "arm": arm}
+        if arm == "Inception-ResNet-v2" and seed >= 3:
+            continue
+        if arm == "ResNet-18, ImageNet" and not published_on_disk("resnet18"):
+            continue
+        yield {"seed": seed, "arm": arm}
 
 
 def baselines_row(t: Trial, arm: str) -> dict:
@@ -353,6 +405,7 @@ def fit(t: Trial, arm: str, labelled: np.ndarray | None = None) -> Callable:
         "from scratch": t.random_encoder,
         "plain CNN": partial(t.random_encoder, claims.PlainCNN),
         "ResNet-18": partial(t.random_encoder, "resnet18"),
+        "ResNet-18, ImageNet": partial(Encoder, "resnet18", "imagenet"),
         "pre-trained, probe": t.pretrained,
         "pre-trained, fine-tuned": t.pretrained,
         "pre-trained longer, probe": t.longer,
@@ -373,7 +426,7 @@ def fit(t: Trial, arm: str, labelled: np.ndarray | None = None) -> Callable:
 
 
 FACTORS: dict[str, tuple] = {
-    "temperature": (0.07, 0.7),
+    "temperature": (0.07, 0.1, 0.4, 0.7),
     "head": ("mlp",),
     "crop": (0.08, 0.7),  # the smallest share of the tile's area kept
     "stain": (0.0, 0.7),
@@ -488,24 +541,30 @@ def imbalance_row(t: Trial, remedy: str) -> dict:
 CURES = ("none", "jitter of stain and colour", "Reinhard", "Macenko")
 
 
+WAYS = {"scanners A and B": ("as they are", "Scanner C"), "scanner C": ("Scanner C", "as they are")}
+
+
 def site_plan(seeds: int) -> Iterable[dict]:
-    """Trained on two scanners, tested on the same slides as they are and from a third scanner."""
-    for seed, cure in itertools.product(range(seeds), CURES):
-        yield {"seed": seed, "cure": cure}
+    """Trained on some scanners, tested on the same slides from these and from others, both ways."""
+    for trained_on, seed, cure in itertools.product(WAYS, range(seeds), CURES):
+        yield {"seed": seed, "trained_on": trained_on, "cure": cure}
 
 
-def site_row(t: Trial, cure: str) -> dict:
+def site_row(t: Trial, trained_on: str, cure: str) -> dict:
     """AUC at home and away; jitter acts in training, normalisation on all tiles."""
     plain = replace(VIEWS["gentle"], stain=0.0, brightness=0.0, contrast=0.0, saturation=0.0)
-    away = load_tiles(n=t.recipe.n_tiles, seed=FIRST_SEED + t.seed, scanner="Scanner C")
-    tiles = {"home": t.tiles, "away": away}
+    slides = {
+        "as they are": t.tiles,
+        "Scanner C": load_tiles(n=t.recipe.n_tiles, seed=FIRST_SEED + t.seed, scanner="Scanner C"),
+    }
+    tiles = {k: slides[v] for k, v in zip(("home", "away"), WAYS[trained_on], strict=True)}
     if cure in ("Reinhard", "Macenko"):
-        reference = t.tiles.images[t.parts.train[0]]
+        reference = tiles["home"].images[t.parts.train[0]]
         tiles = {
             place: replace(there, images=claims.normalise_stain(there.images[:], reference, cure))
             for place, there in tiles.items()
         }
-    here = replace(t, given=tiles["home"])
+    here = replace(t, given=tiles["home"], divided=t.parts)
     classify = here.train(
         t.random_encoder, views=VIEWS["gentle"] if cure.startswith("jitter") else plain
     )
@@ -641,6 +700,7 @@ def splits_row(t: Trial, scheme: str, split: int) -> dict:
 
 STUDIES: dict[str, tuple[Callable[[int], Iterable[dict]], Callable[..., dict]]] = {
     "labels": (labels_plan, labels_row),
+    "confirmation": (confirmation_plan, confirmation_row),
     "baselines": (baselines_plan, baselines_row),
     "recipe": (recipe_plan, recipe_row),
     "objectives": (objectives_plan, objectives_row),
@@ -653,7 +713,10 @@ STUDIES: dict[str, tuple[Callable[[int], Iterable[dict]], Callable[..., dict]]] 
     "splits": (splits_plan, splits_row),
     "explanations": (trials.explanations_plan, trials.explanations_row),
 }
-SIZES = {"explanations": Recipe(n_tiles=600, steps=150)}  # where not the usual
+SIZES = {  # where not the usual
+    "explanations": Recipe(n_tiles=600, steps=150),
+    "confirmation": Recipe(pretrain_epochs=80, rates=(1e-4, 3e-4, 1e-3)),
+}
 DRAWN_ONLY = ("site", "questions", "metadata")  # what they ask about, real tiles do not tell
 
 

@@ -188,7 +188,10 @@ def test_few_labels_take_as_many_steps_as_many(t, monkeypatch):
         ("splits", {"scheme": "by slide", "split": 3}, "accuracy"),
         *(("baselines", {"arm": a}, "auc") for a in studies.BASELINES if "Inception" not in a),
         *(("imbalance", {"remedy": remedy}, "sensitivity") for remedy in studies.REMEDIES),
-        *(("site", {"cure": cure}, "away") for cure in ("jitter of stain and colour", "Macenko")),
+        *(("site", {"trained_on": way, "cure": cure}, "away")
+          for way, cure in zip(studies.WAYS, ("jitter of stain and colour", "Macenko"),
+                              strict=True)),
+        *(("confirmation", {"fraction": 0.1, "arm": arm}, "auc") for arm in studies.CONFIRMED),
         *(("objectives", {"objective": o}, "effective_rank") for o in studies.OBJECTIVES),
         ("backbones", {"network": "resnet8"}, "auc"),
     ],
@@ -245,6 +248,7 @@ class Watched:
         self.p = rng.dirichlet(np.ones(len(tiles.class_names)), len(tiles))
         self.known = torch.from_numpy(rng.normal(size=(len(tiles), 6))).float()
         self.trained, self.chosen, self.pretrained, self.embedded = [], [], [], set()
+        self.checked = True
         for name in ("fine_tune", "predict", "embed", "pretrain"):
             monkeypatch.setattr(studies, name, getattr(self, name))
         monkeypatch.setattr(studies, "cache_folder", lambda: tmp_path)
@@ -253,7 +257,7 @@ class Watched:
         self.trained.append(images[:, 0, 0, 0].tolist())
         self.chosen.append(set(val_images[:, 0, 0, 0].tolist()))
         self.options = options
-        assert (labels == self.t.labels(images[:, 0, 0, 0])).all()
+        assert not self.checked or (labels == self.t.labels(images[:, 0, 0, 0])).all()
         return pd.DataFrame({"chosen": [True], "val_loss": [1.0]})
 
     def predict(self, classifier, images, *_):
@@ -346,7 +350,8 @@ def test_the_recipe_never_meets_the_test_part_and_takes_as_many_steps(monkeypatc
 
 
 @pytest.mark.slow
-def test_away_is_the_third_scanner_and_home_is_not(watched, monkeypatch):
+@pytest.mark.parametrize("trained_on", studies.WAYS)
+def test_away_is_where_training_was_not(watched, monkeypatch, trained_on):
     asked, t = [], watched.t
 
     def away(n, seed, scanner):
@@ -355,12 +360,20 @@ def test_away_is_the_third_scanner_and_home_is_not(watched, monkeypatch):
         return studies.replace(t.tiles, images=turned)
 
     monkeypatch.setattr(studies, "load_tiles", away)
-    row = studies.site_row(t, "none")
+    watched.checked = False  # scanner C's tiles are numbered from the end here
+    row = studies.site_row(t, trained_on, "none")
     assert asked == [(SMALL.n_tiles, studies.FIRST_SEED, "Scanner C")]
     test, y = t.parts.test, t.labels(t.parts.test)
-    assert row["home"] == studies.macro_auc(y, watched.p[test])
-    assert row["away"] == studies.macro_auc(y, watched.p[len(t.tiles) - 1 - test])
+    as_they_are = studies.macro_auc(y, watched.p[test])
+    scanner_c = studies.macro_auc(y, watched.p[len(t.tiles) - 1 - test])
+    expected = [as_they_are, scanner_c]
+    assert [row["home"], row["away"]] == (expected if "A" in trained_on else expected[::-1])
     assert row["home"] != row["away"]
+    last = len(t.tiles) - 1
+    learnt = (
+        set(watched.trained[0]) if "A" in trained_on else {last - i for i in watched.trained[0]}
+    )
+    assert learnt == watched.of("train")
 
 
 @pytest.mark.slow
@@ -391,3 +404,124 @@ def test_longer_is_eight_times_as_long_and_of_the_same_tiles(t, monkeypatch):
     for arm in studies.CONTROLS:  # the longer encoder is in the cache by now
         assert studies.labels_row(t, 0.5, arm)["steps"] == 8 * SMALL.steps
     assert len(epochs) == 2
+
+
+class Asked:
+    """A trial that notes which networks an arm begins with, and how they are trained."""
+
+    def __init__(self, monkeypatch, tmp_path):
+        self.t, self.notes = Watched(monkeypatch, tmp_path).t, []
+        monkeypatch.setattr(studies.Trial, "pretrained", self.pretrained)
+        monkeypatch.setattr(studies.Trial, "random_encoder", self.random_encoder)
+        monkeypatch.setattr(studies.Trial, "train", self.train)
+        monkeypatch.setattr(studies, "probe_classifier", lambda e, _: self.note(f"probe on {e}"))
+        monkeypatch.setattr(studies, "Encoder", lambda *given: " ".join(given))
+        fitted = studies.Trial.fit_probe
+        monkeypatch.setattr(studies.Trial, "fit_probe", lambda t, e, labelled=None: (
+            self.note(f"probe: {e}"), fitted(t, e, labelled))[1])  # fmt: skip
+
+    def note(self, text):
+        self.notes.append(text)
+        return text
+
+    def pretrained(self, recipe=None, index=None):
+        r = recipe or self.t.recipe
+        kind = "as in the paper" if r.views == studies.VIEWS["paper"] else "usual"
+        return f"pre-trained {r.pretrain_epochs}, {kind}, tau {r.temperature}, {r.optimizer}"
+
+    def random_encoder(self, backbone=None, salt=0):
+        name = backbone if isinstance(backbone, str) else getattr(backbone, "__name__", "usual")
+        return f"random {name} {salt}"
+
+    def train(self, start, labelled=None, recipe=None, salt=0, **_):
+        steps = (recipe or self.t.recipe).steps
+        self.note(f"trained {steps} steps: {start()}, salt {salt}")
+        return lambda index: self.t.__dict__["answers"][index]
+
+
+BEGINS = {
+    "from scratch": ["trained 30 steps: random usual 0, salt 0"],
+    "plain CNN": ["trained 30 steps: random PlainCNN 0, salt 0"],
+    "ResNet-18": ["trained 30 steps: random resnet18 0, salt 0"],
+    "ResNet-18, ImageNet": ["trained 30 steps: resnet18 imagenet, salt 0"],
+    "Inception-ResNet-v2": ["trained 30 steps: random inception_resnet_v2 0, salt 0"],
+    "ensemble of three": [f"trained 30 steps: random usual {k}, salt {k}" for k in range(3)],
+    "random encoder, probe": ["probe: random usual 0"],
+    "pre-trained, probe": ["probe: pre-trained 1, usual, tau 0.2, adamw-one-cycle"],
+    "pre-trained, fine-tuned": [
+        "trained 30 steps: pre-trained 1, usual, tau 0.2, adamw-one-cycle, salt 0"
+    ],
+    "pre-trained longer, probe": ["probe: pre-trained 8, usual, tau 0.2, adamw-one-cycle"],
+    "pre-trained longer, fine-tuned": [
+        "trained 30 steps: pre-trained 8, usual, tau 0.2, adamw-one-cycle, salt 0"
+    ],
+}
+
+
+@pytest.fixture
+def asked(monkeypatch, tmp_path):
+    found = Asked(monkeypatch, tmp_path)
+    found.t.__dict__["answers"] = np.full((len(found.t.tiles), 2), 0.5)
+    return found
+
+
+@pytest.mark.parametrize("arm", [arm for arm in studies.BASELINES if arm in BEGINS])
+def test_a_rival_begins_with_the_network_of_its_name(asked, arm):
+    studies.baselines_row(asked.t, arm)
+    assert asked.notes == BEGINS[arm]
+
+
+def test_every_rival_that_is_a_network_is_known_to_the_test_before():
+    assert set(studies.BASELINES) - set(BEGINS) == {"majority", "colour only"}
+
+
+@pytest.mark.parametrize(
+    ("arm", "notes"),
+    [
+        *((arm, BEGINS[arm]) for arm in studies.LABEL_ARMS if arm in BEGINS),
+        ("frozen probe", BEGINS["pre-trained, probe"]),
+        ("pre-trained longer, frozen probe", BEGINS["pre-trained longer, probe"]),
+        ("from scratch, longer", ["trained 240 steps: random usual 0, salt 0"]),
+        ("pre-trained longer, fine-tuned longer",
+         ["trained 240 steps: pre-trained 8, usual, tau 0.2, adamw-one-cycle, salt 0"]),
+    ],
+)  # fmt: skip
+def test_an_arm_of_the_labels_begins_with_the_network_of_its_name(asked, arm, notes):
+    studies.labels_row(asked.t, 0.5, arm)
+    assert asked.notes == notes
+
+
+@pytest.mark.parametrize(
+    ("arm", "notes"),
+    [
+        ("from scratch", BEGINS["from scratch"]),
+        ("random encoder, probe", BEGINS["random encoder, probe"]),
+        ("pre-trained, frozen probe", BEGINS["pre-trained, probe"]),
+        ("pre-trained, fine-tuned", BEGINS["pre-trained, fine-tuned"]),
+        ("pre-trained, probe first",
+         ["probe: pre-trained 1, usual, tau 0.2, adamw-one-cycle",
+          "probe on pre-trained 1, usual, tau 0.2, adamw-one-cycle",
+          "trained 30 steps: probe on pre-trained 1, usual, tau 0.2, adamw-one-cycle, salt 0"]),
+        ("the paper's recipe, fine-tuned",
+         ["trained 30 steps: pre-trained 1, as in the paper, tau 0.7, adam, salt 0"]),
+    ],
+)  # fmt: skip
+def test_an_arm_of_the_confirmation_begins_with_the_network_of_its_name(asked, arm, notes):
+    studies.confirmation_row(asked.t, 0.5, arm)
+    assert asked.notes == notes
+
+
+@pytest.mark.parametrize("file", sorted(studies.FOLDER.glob("*.csv")), ids=lambda f: f.stem)
+def test_a_table_that_is_committed_has_every_row_of_its_plan_once(file, monkeypatch):
+    """What a lesson draws is all that was planned: no arm has lost a seed on the way."""
+    monkeypatch.setattr(studies, "published_on_disk", lambda _: False)
+    name, _, data_name = file.stem.rpartition("_")
+    plan, _ = studies.STUDIES[name]
+    rows = studies.read(name, data_name)
+    assert set(rows["changed"]) == {"nothing"}
+    keys = list(next(iter(plan(1))))
+    seeds = rows["seed"].nunique()
+    there = [tuple(map(str, row)) for row in rows[keys].itertuples(index=False)]
+    planned = [tuple(str(row[k]) for k in keys) for row in plan(seeds)]
+    assert len(set(there)) == len(there)
+    assert set(there) == set(planned)
