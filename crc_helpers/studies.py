@@ -657,11 +657,7 @@ def metadata_plan(seeds: int) -> Iterable[dict]:
 
 def metadata_row(t: Trial) -> dict:
     """AUC on the test part of image, metadata, both, and both with half of one missing."""
-    train, test = t.parts.train, t.parts.test
-    known = claims.clinical_features(t.tiles.metadata)
-    regression = make_pipeline(StandardScaler(), LogisticRegression())
-    regression.fit(known[train], t.labels(train))
-    clinical = regression.predict_proba(known[test])[:, 1]
+    test, clinical = t.parts.test, clinical_answers(t)
     image = t.train(t.random_encoder)(test)[:, 1]
     missing = np.random.default_rng(t.seed).random(len(test)) < 0.5
     arms = {
@@ -673,6 +669,27 @@ def metadata_row(t: Trial) -> dict:
     }
     y = t.labels(test)
     return {name: macro_auc(y, np.stack([1 - p, p], axis=1)) for name, p in arms.items()}
+
+
+def clinical_answers(t: Trial) -> np.ndarray:
+    """P(SSA) on the test part (n,), by logistic regression on the polyp's size and site."""
+    known = claims.clinical_features(t.tiles.metadata)
+    regression = make_pipeline(StandardScaler(), LogisticRegression())
+    regression.fit(known[t.parts.train], t.labels(t.parts.train))
+    return regression.predict_proba(known[t.parts.test])[:, 1]
+
+
+def undrawn(seed: int) -> Trial:
+    """The trial of a seed on drawn tissue before one pixel is drawn: for what needs none."""
+    n = Recipe().n_tiles
+    cohort = make_cohort(n, FIRST_SEED + seed)
+    known = dict.fromkeys(("partition", "votes", "masks", "mask_name", "mpp"))
+    tiles = Tiles(
+        np.zeros((n, 3, 1, 1), np.uint8), cohort.label, cohort.class_names,
+        np.array(cohort.names), cohort.slide, name="synthetic", source="", licence="",
+        metadata=cohort.table, **known,
+    )  # fmt: skip
+    return Trial(seed, given=tiles)
 
 
 SPLITS = 50
