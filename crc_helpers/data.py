@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from numbers import Integral
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -26,6 +27,8 @@ from crc_helpers import data_readers as readers
 from crc_helpers import tile_store
 from crc_helpers.data_readers import About, DataError
 from crc_helpers.runs import (
+    MOST_TILES,
+    SEEDS,
     RunError,
     as_text,
     file_hash,
@@ -317,8 +320,12 @@ def _synthetic(
 def _plan(plan: dict[str, Any]):
     from crc_helpers.synthetic_cohort import make_cohort
 
-    if plan["n"] < 2:
-        raise DataError(f"n = {plan['n']}: expected two synthetic tiles or more")
+    for name, (low, high) in {"n": (2, MOST_TILES), "seed": SEEDS}.items():
+        if not isinstance(plan[name], Integral) or not low <= plan[name] <= high:
+            raise DataError(
+                f"{name} = {plan[name]!r}: expected a whole number from {low:,} to {high:,} of"
+                " synthetic tiles; correct it"
+            )
     try:
         return make_cohort(**plan)
     except ValueError as error:
@@ -666,6 +673,9 @@ def _contact_sheet(tiles: Tiles, path: Path, columns: int = 8, side: int = 112) 
         for column, i in enumerate(picked):
             tile = Image.fromarray(tiles.images[i].transpose(1, 2, 0)).resize((side, side))
             sheet.paste(tile, (4 + column * (side + 4), top + 22))
+    path = Path(os.path.abspath(path))
+    if path.is_dir():
+        raise DataError(f"{path}: a folder; give the contact sheet a name (--out {path / 'a.png'})")
     unfinished = path.with_name(f".{path.name}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,5 +1,6 @@
 """The command line, the presets and the files that must agree with each other."""
 
+import errno
 import re
 import subprocess
 import sys
@@ -83,6 +84,55 @@ def test_data_check_reports_and_draws(tmp_path, capsys, monkeypatch):
     assert main(command) == 0
     assert "class a: 3" in capsys.readouterr().out
     assert Image.open(sheet).size[0] > 100
+
+
+@pytest.mark.parametrize(("error", "words"), [
+    (OSError("a shard has been removed: load the tiles again"), "load the tiles again; the same"),
+    (OSError(errno.ENOSPC, "No space left on device", "a\x1b.csv"), "a\\x1b.csv': make room, or"),
+    (OSError(errno.ENOENT, "No such file or directory", "a.csv"), "'a.csv'; the same command"),
+    (MemoryError("Unable to allocate 7.28 TiB"), "not enough memory (Unable to allocate 7.28 TiB)"),
+])  # fmt: skip
+def test_what_the_system_refuses_is_said_with_its_own_advice(error, words, capsys, monkeypatch):
+    def fail(_arguments):
+        raise error
+
+    monkeypatch.setattr(course, "doctor", fail)
+    assert main(["doctor"]) == 2
+    said = capsys.readouterr().err
+    assert words in said and len(said.strip().splitlines()) == 1 and said.strip().isprintable()
+    assert ("make room" in said) == (getattr(error, "errno", 0) == errno.ENOSPC)
+
+
+def test_deep_checks_the_cohort_that_is_asked_for(capsys, monkeypatch, tmp_path):
+    """The lessons draw other tiles than a check does by default."""
+    monkeypatch.setenv("CRC_HELPERS_CACHE", str(tmp_path / "cache"))
+    tiles = data.load_tiles("synthetic", n=6, seed=3)
+    command = ["data", "check", "synthetic", "--n", "6", "--seed", "3", "--deep"]
+    command += ["--out", str(tmp_path / "sheet.png")]
+    assert main(command) == 0 and "files as they were written" in capsys.readouterr().out
+    with (tiles.images.folder / "images-00000.npy").open("r+b") as opened:
+        opened.seek(-1, 2)
+        opened.write(b"\x77")
+    assert main(command) == 2
+    assert "not what was written into this cache" in capsys.readouterr().err
+
+
+def test_pages_are_read_offline(tmp_path):
+    """Widgets load their code from the net and are dead without a kernel."""
+    view = {"application/vnd.jupyter.widget-view+json": {"model_id": "1"}, "text/plain": "Bar()"}
+    new = nbformat.v4
+    outputs = [new.new_output("display_data", view), new.new_output("stream", text="0.91 ± 0.02")]
+    cells = [new.new_code_cell("show()", outputs=outputs), new.new_markdown_cell("$x^2$")]
+    state = {"application/vnd.jupyter.widget-state+json": {"state": {}, "version_major": 2}}
+    book = new.new_notebook(cells=cells, metadata={"widgets": state})
+    nbformat.write(book, tmp_path / "a.ipynb")
+    html = course.page(tmp_path / "a.ipynb")
+    assert "0.91 ± 0.02" in html and "<title>a</title>" in html
+    assert "widget-view" not in html and "widget-state" not in html and "Bar()" not in html
+    remote = re.findall(r"""(?:src|href)=["'](https?://[^"']*)|import\(["'](https?:[^"']*)""", html)
+    assert all("mathjax" in address.lower() for address, _ in remote) and len(remote) == 1
+    assert 'src=""' not in html
+    assert nbformat.read(tmp_path / "a.ipynb", as_version=4).cells[0].outputs  # left as it was
 
 
 def test_doctor_ends_in_ok_here(capsys):

@@ -210,6 +210,13 @@ def test_weights_name_what_they_were_made_from_and_are_not_mixed(tmp_path):
         load_weights(encoder, nn.Linear(3, 2))
 
 
+def test_an_origin_that_is_no_file_of_the_run_is_passed_over(tmp_path):
+    linear, path = nn.Linear(3, 2), tmp_path / "theirs.safetensors"
+    origin = json.dumps({"": "x", ".": "x", "..": "x", "a/b": "x", "\0": "x"})
+    save_file(linear.state_dict(), path, {"made_from": origin})
+    assert torch.equal(load_weights(path, nn.Linear(3, 2)).weight, linear.weight)
+
+
 # --- Checkpoints ---------------------------------------------------------------------------------
 
 

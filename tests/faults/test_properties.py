@@ -190,6 +190,32 @@ def test_the_batch_that_made_a_loss_nan_is_kept(coloured_tiles, fabric, tmp_path
     assert load_checkpoint(tmp_path / "run.ckpt", "") is None
 
 
+@pytest.mark.parametrize("fault", ["logits", "loss"])
+def test_the_tiles_that_made_a_validation_loss_nan_are_kept(
+    fault, coloured_tiles, fabric, tmp_path
+):
+    class Choking(Classifier):
+        def forward(self, images):
+            logits = super().forward(images)
+            bright = images.mean(dim=(1, 2, 3)) > 0.99
+            return logits.masked_fill(bright[:, None], math.nan)
+
+    def val_loss(logits, labels):
+        return torch.tensor(math.nan) if fault == "loss" else logits.sum()
+
+    val = coloured_tiles.copy()
+    if fault == "logits":
+        val[[5, 11]] = 255
+    labels = np.arange(16) % 2
+    with pytest.raises(FloatingPointError, match=r"validation loss of epoch 1 is nan; its tiles"):
+        fine_tune(Choking(Encoder("resnet8"), 2), coloured_tiles, labels, val, labels,
+                  VIEWS["gentle"], fabric, checkpoint=tmp_path / "run.ckpt", val_criterion=val_loss,
+                  **SETTINGS)  # fmt: skip
+    with np.load(tmp_path / "run_bad_batch.npz") as kept:
+        assert kept["index"].tolist() == ([5, 11] if fault == "logits" else list(range(8)))
+        np.testing.assert_array_equal(kept["images"], val[kept["index"]])
+
+
 def test_labels_that_changed_are_not_gone_on_with(coloured_tiles, fabric, tmp_path, capsys):
     labels = np.arange(16) % 2
 
