@@ -178,9 +178,10 @@ def _run(
     _complete_metrics(out, done, arguments.preset)
     total = sum(lesson["seconds"] for lesson in done.values())
     print(
-        f"\nThe lessons took {total / 60:.1f} minutes. Open {out}/01_data_exploration.html to read;"
+        f"\nThe lessons took {total / 60:.1f} minutes. Open {out / lessons[0].stem}.html to read."
     )
-    print(f"numbers are in {out / 'metrics.json'}.")
+    if (out / "metrics.json").is_file():
+        print(f"Numbers are in {out / 'metrics.json'}.")
     return 0
 
 
