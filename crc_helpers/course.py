@@ -21,7 +21,9 @@ import yaml
 
 from crc_helpers import __version__
 from crc_helpers.runs import (
+    ARTEFACTS,
     MOST_TILES,
+    NOTES,
     ROOT,
     SEEDS,
     RunError,
@@ -31,16 +33,17 @@ from crc_helpers.runs import (
     fingerprint,
     first_alone,
     has_fast_bf16,
+    note,
     only_one,
     printable,
     read_json,
+    read_notes,
     run_folder,
     save_json,
     versions,
     write_weights,
 )
 
-ARTEFACTS = (".json", ".csv", ".safetensors", ".npz")  # a notebook may be opened, and so changed
 LESSONS = "lessons"  # the lock of a run folder is called so
 LIMITS = {  # smallest and largest, by the last word of a parameter's name
     "SEED": SEEDS, "TILES": (2, MOST_TILES), "SIZE": (8, 2048), "EPOCHS": (1, 100_000),
@@ -208,7 +211,7 @@ def _by_hand(out: Path, lesson: Path) -> dict[str, Any]:
 
 def _artefacts(out: Path) -> dict[str, int]:
     """Results in a run folder and when they were written (ns)."""
-    own = ("lessons.json", "metrics.json")  # `_complete_metrics` adds to these later
+    own = ("lessons.json", "metrics.json", NOTES)  # which lessons and this command add to
     files = [f for f in out.glob("[!.]*") if f.suffix in ARTEFACTS and f.name not in own]
     return {file.name: file.stat().st_mtime_ns for file in sorted(files)}
 
@@ -359,6 +362,8 @@ def _complete_metrics(out: Path, done: dict[str, Any], preset: str) -> None:
     metrics = read_json(path)
     metrics |= {"preset": preset, "seconds": {k: v["seconds"] for k, v in done.items()}}
     save_json(path, metrics)
+    if before := read_notes(out).get(path.name):
+        note(path, before["made_from"], before["parameters"])
 
 
 def publish(arguments: argparse.Namespace) -> int:

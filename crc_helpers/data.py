@@ -28,6 +28,7 @@ from crc_helpers import tile_store
 from crc_helpers.data_readers import About, DataError
 from crc_helpers.runs import (
     MOST_TILES,
+    ROOT,
     SEEDS,
     RunError,
     as_text,
@@ -35,6 +36,7 @@ from crc_helpers.runs import (
     read_json,
     save_json,
     save_table,
+    say_misfits,
     start_file,
     work_on,
 )
@@ -701,9 +703,10 @@ def remember(run: Path, tiles: Tiles, parts: Split, **settings: Any) -> None:
     if settings["root"] is not None:
         settings["root"] = str(Path(settings["root"]).resolve())
     table = parts.to_frame(tiles)
+    work_on(_digest(tiles, table), run)
     save_table(run / "split.csv", table.to_dict("records"))
     save_json(run / "data.json", {"name": tiles.name, **settings, "digest": tiles.digest})
-    work_on(_digest(tiles, table))
+    say_misfits(run)
 
 
 def _digest(tiles: Tiles, table: pd.DataFrame) -> str:
@@ -714,6 +717,7 @@ def _digest(tiles: Tiles, table: pd.DataFrame) -> str:
 def recall(run: str | Path, start_from: str) -> tuple[Tiles, Split]:
     """Load the tiles and the split that lesson 01 decided on, in this run or as shipped.
 
+    What the run holds of other data is said.
     Raises RunError where lesson 01 has left nothing, or the data is no longer what it saw.
     """
     file = start_file("data.json", run, start_from)
@@ -742,5 +746,7 @@ def recall(run: str | Path, start_from: str) -> tuple[Tiles, Split]:
         same = same and before.reindex(columns=now.columns).equals(now)
     if not same:
         raise RunError(f"{recorded} does not fit the data any more: run lesson 01 again")
-    work_on(_digest(tiles, table))
+    work_on(_digest(tiles, table), ROOT / run)
+    if start_from == "run":
+        say_misfits(ROOT / run)
     return tiles, parts

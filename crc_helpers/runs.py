@@ -9,6 +9,7 @@ import json
 import math
 import os
 import platform
+import sys
 import tempfile
 import time
 import zipfile
@@ -31,7 +32,10 @@ SHIPPED = ROOT / "weights"
 FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what a spreadsheet takes for the start of one
 MOST_TILES = 200_000  # drawn at once: 40 GB at 224 px
 SEEDS = (0, 2**32 - 1)  # what every generator takes
+ARTEFACTS = (".json", ".csv", ".safetensors", ".npz")  # results; notebooks may be opened, changed
+NOTES = "made_from.json"  # in the folder of a run: what each result in it was made from
 _made_from: dict[str, str] = {}  # hashes of what this process works on; see `work_on`
+_at_work: dict[str, Path] = {}  # "run": the folder that it leaves its results in
 
 
 def printable(message: str) -> str:
@@ -187,6 +191,9 @@ def atomic_path(path: Path) -> Iterator[Path]:
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
+    if _made_from and path.parent == _at_work.get("run"):
+        made_from = {name: value for name, value in _made_from.items() if name != path.name}
+        note(path, made_from | {"code": fingerprint()}, _constants())
 
 
 def _sweep(path: Path) -> None:
@@ -256,10 +263,57 @@ def file_hash(path: Path) -> str:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
-def work_on(data: str) -> None:
-    """Note the hash of the data this process works on; weights that it saves will name it."""
+def work_on(data: str, run: Path | None = None) -> None:
+    """Note the hash of the data this process works on; weights that it saves will name it.
+
+    So will `NOTES` for each result that it leaves in the folder `run`.
+    """
     _made_from.clear()
     _made_from["data"] = data
+    _at_work.update({"run": run} if run else {})
+
+
+def note(path: Path, made_from: dict[str, str], parameters: dict[str, Any]) -> None:
+    """Write into `NOTES` beside a result its hash, and what it was made from."""
+    if path.suffix not in ARTEFACTS or path.name == NOTES:
+        return
+    entry = {"sha256": file_hash(path), "made_from": made_from, "parameters": parameters}
+    notes = path.with_name(NOTES)
+    with only_one(notes, patience=60):
+        save_json(notes, dict(sorted({**read_notes(path.parent), path.name: entry}.items())))
+
+
+def read_notes(run: Path) -> dict[str, dict[str, Any]]:
+    """Return what is known of each result in the folder of a run, by its name.
+
+    Raises RunError for a file that no lesson wrote.
+    """
+    path, kinds = run / NOTES, {"sha256": str, "made_from": dict, "parameters": dict}
+    notes = read_json(path) if path.is_file() else {}
+    if not all(isinstance(entry, dict) and all(isinstance(entry.get(k), kinds[k]) for k in kinds)
+               for entry in notes.values()):  # fmt: skip
+        raise RunError(f"{path} is not what lessons write: delete it")
+    return notes
+
+
+def say_misfits(run: Path) -> None:
+    """Say which results in a run were made from other data or weights than there are now."""
+    notes = {name: entry for name, entry in read_notes(run).items() if (run / name).is_file()}
+    odd = [name for name, entry in notes.items() if _misfit(run / name, entry["made_from"])]
+    if odd:
+        print(f"{run}: {', '.join(map(printable, odd))} made from other data or weights than there"
+              " are now: run their lessons again", file=sys.stderr)  # fmt: skip
+
+
+def _constants() -> dict[str, Any]:
+    """The constants of the notebook at work, its parameters; not its folder, which may move."""
+    found = {}
+    for name, value in vars(sys.modules["__main__"]).items():
+        if name.isupper() and name not in ("RUN", "DATA_ROOT"):
+            with contextlib.suppress(TypeError, ValueError):  # an array is no parameter
+                if len(json.dumps(value)) < 200:
+                    found[name] = value
+    return found
 
 
 def save_weights(
@@ -367,7 +421,11 @@ def load_weights(path: Path, module: nn.Module) -> nn.Module:
     Raises RunError where the file does not fit the module, holds numbers that are none, or was
     made from other data or other weights than there are now.
     """
-    _require_origin(path, read_facts(path).get("made_from"))
+    if other := _misfit(path, read_facts(path).get("made_from")):
+        raise RunError(
+            f"{path} was made from other {other} than there is now: run the lesson that makes it"
+            " again"
+        )
     wanted = {name: list(value.shape) for name, value in module.state_dict().items()}
     with safe_open(path, framework="pt") as file:  # shapes first: nothing large is read in vain
         found = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
@@ -392,17 +450,16 @@ def load_weights(path: Path, module: nn.Module) -> nn.Module:
     return module
 
 
-def _require_origin(path: Path, origin: Any) -> None:
+def _misfit(path: Path, origin: Any) -> str:
+    """The first of what a result was made from that is another now, or an empty word."""
     for name, before in origin.items() if isinstance(origin, dict) else ():
         if not name or Path(name).name != name or len(name) > 100:  # no file of a run
             continue
         beside = path.with_name(name)
         now = file_hash(beside) if beside.is_file() else _made_from.get(name, before)
         if now != before and name != "code":  # newer code may read older weights
-            raise RunError(
-                f"{path} was made from other {name} than there is now: run the lesson that makes"
-                " it again"
-            )
+            return name
+    return ""
 
 
 def start_file(name: str, run: str | Path, start_from: str) -> Path:

@@ -15,7 +15,15 @@ import yaml
 from crc_helpers import course, data, models, pretraining
 from crc_helpers.augmentation import VIEWS
 from crc_helpers.course import ROOT, UsageError, lesson_files, main, parameters_of, read_settings
-from crc_helpers.runs import RunError, make_fabric, only_one
+from crc_helpers.runs import (
+    RunError,
+    file_hash,
+    make_fabric,
+    note,
+    only_one,
+    read_notes,
+    save_table,
+)
 
 
 def test_lesson_ranges():
@@ -211,6 +219,32 @@ def test_recall_refuses_data_that_changed(folder_of_tiles, tmp_path):
     (folder_of_tiles / "a" / "0.png").unlink()
     with pytest.raises(RunError, match=r"split\.csv does not fit the data any more"):
         data.recall(tmp_path, "run")
+
+
+def test_what_a_run_holds_of_other_data_is_said(folder_of_tiles, tmp_path, capsys):
+    tiles, run = data.load_tiles("folder", folder_of_tiles), tmp_path / "run"
+    settings = dict(root=folder_of_tiles, classes=None, n=0, scheme="auto", test=0.25,
+                    validation=0.15)  # fmt: skip
+    data.remember(run, tiles, data.split(tiles), seed=0, **settings)
+    save_table(run / "predictions.csv", [{"a": 1}])
+    data.recall(run, "run")
+    assert "predictions.csv" not in capsys.readouterr().err
+    data.remember(run, tiles, data.split(tiles, seed=1), seed=1, **settings)
+    words = "run: predictions.csv made from other data or weights than there are now: run their"
+    assert words in capsys.readouterr().err
+    data.recall(run, "run")
+    assert words in capsys.readouterr().err
+
+
+def test_metrics_keep_their_origin_when_seconds_are_added(tmp_path):
+    path = tmp_path / "metrics.json"
+    path.write_text("{}")
+    course._complete_metrics(tmp_path, {}, "ci")  # of which nothing was noted
+    assert not read_notes(tmp_path)
+    note(path, {"data": "x"}, {"SEED": 1})
+    course._complete_metrics(tmp_path, {}, "class")
+    entry = {"sha256": file_hash(path), "made_from": {"data": "x"}, "parameters": {"SEED": 1}}
+    assert read_notes(tmp_path) == {"metrics.json": entry}
 
 
 def test_recall_says_which_lesson_is_missing(tmp_path):
