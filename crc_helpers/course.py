@@ -3,6 +3,7 @@
 import argparse
 import ast
 import contextlib
+import errno
 import importlib
 import json
 import os
@@ -20,24 +21,37 @@ import yaml
 
 from crc_helpers import __version__
 from crc_helpers.runs import (
+    ARTEFACTS,
+    MOST_TILES,
+    NOTES,
     ROOT,
+    SEEDS,
     RunError,
     atomic_path,
     device_name,
     file_hash,
     fingerprint,
+    first_alone,
     has_fast_bf16,
+    note,
     only_one,
     printable,
     read_json,
+    read_notes,
     run_folder,
     save_json,
     versions,
     write_weights,
 )
 
-ARTEFACTS = (".json", ".csv", ".safetensors", ".npz")  # a notebook may be opened, and so changed
 LESSONS = "lessons"  # the lock of a run folder is called so
+LIMITS = {  # smallest and largest, by the last word of a parameter's name
+    "SEED": SEEDS, "TILES": (2, MOST_TILES), "SIZE": (8, 2048), "EPOCHS": (1, 100_000),
+    "BATCH": (2, 100_000), "STEPS": (1, 1_000_000), "LR": (1e-9, 10), "RATES": (1e-9, 10),
+    "TEMPERATURE": (0.001, 1000), "TEST": (0.001, 0.999), "VALIDATION": (0, 0.999),
+    "THRESHOLD": (0.001, 1), "LABELS": (0.001, 1),
+}  # fmt: skip
+ABOUT_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS)
 NOTEBOOKS = ROOT / "notebooks"
 PRESETS = ROOT / "presets"
 
@@ -167,20 +181,19 @@ def _run(
     _complete_metrics(out, done, arguments.preset)
     total = sum(lesson["seconds"] for lesson in done.values())
     print(
-        f"\nThe lessons took {total / 60:.1f} minutes. Open {out}/01_data_exploration.html to read;"
+        f"\nThe lessons took {total / 60:.1f} minutes. Open {out / lessons[0].stem}.html to read."
     )
-    print(f"numbers are in {out / 'metrics.json'}.")
+    if (out / "metrics.json").is_file():
+        print(f"Numbers are in {out / 'metrics.json'}.")
     return 0
 
 
 def _done(record: Path) -> dict[str, dict[str, Any]]:
     """What `run` noted of each lesson."""
     done = read_json(record) if record.is_file() else {}
-    keys = {"mark", "seconds", "parameters", "files"}
-    whole = isinstance(done, dict) and all(
-        isinstance(lesson, dict) and keys <= lesson.keys() for lesson in done.values()
-    )
-    if not whole:
+    kinds = {"mark": str, "seconds": int | float, "parameters": dict, "files": dict}
+    if not all(isinstance(lesson, dict) and all(isinstance(lesson.get(k), kinds[k]) for k in kinds)
+               for lesson in done.values()):  # fmt: skip
         raise UsageError(f"{record} is not what this command wrote: delete it, and run again")
     return done
 
@@ -198,7 +211,7 @@ def _by_hand(out: Path, lesson: Path) -> dict[str, Any]:
 
 def _artefacts(out: Path) -> dict[str, int]:
     """Results in a run folder and when they were written (ns)."""
-    own = ("lessons.json", "metrics.json")  # `_complete_metrics` adds to these later
+    own = ("lessons.json", "metrics.json", NOTES)  # which lessons and this command add to
     files = [f for f in out.glob("[!.]*") if f.suffix in ARTEFACTS and f.name not in own]
     return {file.name: file.stat().st_mtime_ns for file in sorted(files)}
 
@@ -224,7 +237,7 @@ def _settings(arguments: argparse.Namespace, parameters: dict[Path, dict]) -> di
     literals = {name: value for p in parameters.values() for name, value in p.items()}
     settings = read_settings(arguments.preset, arguments.set, set(literals))
     for name, value in settings.items():
-        _require_kind(name, value, literals[name])
+        require_value(name, value, literals[name])
     settings |= {"RUN": str(Path(arguments.out).resolve()), "START_FROM": "run"}
     if arguments.data:
         settings["DATA"] = arguments.data
@@ -233,13 +246,23 @@ def _settings(arguments: argparse.Namespace, parameters: dict[Path, dict]) -> di
     return settings
 
 
-def _require_kind(name: str, value: Any, usual: Any) -> None:
-    """A parameter must be of the kind that the lessons' own value is of; None may be of any."""
-    kinds = {bool: (bool,), int: (int,), float: (int, float), str: (str,), list: (list, tuple, str)}
-    allowed = kinds.get(type(usual), (str, list, tuple))
+def require_value(name: str, value: Any, usual: Any) -> None:
+    """A parameter must be of the kind of the usual value, each item of a list too, and in range.
+
+    Where None is usual, text and lists are the others. Raises UsageError.
+    """
+    kinds = {bool: (bool,), int: (int,), float: (int, float), str: (str,), list: (list, tuple),
+             tuple: (list, tuple), type(None): (str, list, tuple, type(None))}  # fmt: skip
+    allowed = kinds[type(usual)]
     fits = isinstance(value, allowed) and (bool in allowed or not isinstance(value, bool))
-    if not fits and not (value is None and usual is None):
+    if not fits or (isinstance(usual, list | tuple) and not value):
         raise UsageError(f"{name} is {value!r}, expected something like {usual!r}")
+    if isinstance(usual, list | tuple):
+        for item in value:
+            require_value(name, item, usual[0])
+    low, high = LIMITS.get(name.split("_")[-1].upper(), (None, None))
+    if low is not None and isinstance(value, int | float) and not low <= value <= high:
+        raise UsageError(f"{name} is {value!r}, expected {low:,} to {high:,}: correct it (--set)")
 
 
 def pretrain(arguments: argparse.Namespace) -> int:
@@ -263,9 +286,8 @@ def pretrain(arguments: argparse.Namespace) -> int:
     fabric.launch()
     shares = {"test": p["TEST"], "validation": p["VALIDATION"], "seed": p["SEED"]}
     parts = data.split(tiles, p["SPLIT"], **shares)
-    # The lessons may be at work in this folder; the lock is this process's until it ends.
-    alone = only_one(run / LESSONS) if fabric.is_global_zero else contextlib.nullcontext()
-    with alone:
+    with contextlib.ExitStack() as held:  # the lessons may be at work in this folder
+        first_alone(lambda: held.enter_context(only_one(run / LESSONS)))
         return _pretrain(p, run, tiles, parts, shares, fabric)
 
 
@@ -306,7 +328,6 @@ def _code_of(notebook: Path) -> list[str]:
 def _execute(file: Path, out: Path, parameters: dict[str, Any]) -> int:
     import papermill
     from nbclient.exceptions import DeadKernelError
-    from nbconvert import HTMLExporter
 
     target, unfinished = out / file.name, out / f".{file.name}"  # papermill writes in place
     try:
@@ -329,9 +350,8 @@ def _execute(file: Path, out: Path, parameters: dict[str, Any]) -> int:
             " lower the batch; the same command goes on from here"
         ) from None
     unfinished.replace(target)
-    html, _ = HTMLExporter(embed_images=True).from_filename(str(target))
     with atomic_path(target.with_suffix(".html")) as temporary:
-        temporary.write_text(html, encoding="utf-8")
+        temporary.write_text(page(target), encoding="utf-8")
     return 0
 
 
@@ -342,6 +362,8 @@ def _complete_metrics(out: Path, done: dict[str, Any], preset: str) -> None:
     metrics = read_json(path)
     metrics |= {"preset": preset, "seconds": {k: v["seconds"] for k, v in done.items()}}
     save_json(path, metrics)
+    if before := read_notes(out).get(path.name):
+        note(path, before["made_from"], before["parameters"])
 
 
 def publish(arguments: argparse.Namespace) -> int:
@@ -379,6 +401,7 @@ def clean(executed: Any, source: Any, run_path: str) -> Any:
     """Return the executed notebook with the source's parameters cell, counts 1..n, no timestamps,
     no widget state and no path of the run.
     """
+    drop_widgets(executed)
     cells = [c for c in executed.cells if "injected-parameters" not in c.metadata.get("tags", [])]
     for count, cell in enumerate((c for c in cells if c.cell_type == "code"), start=1):
         cell.execution_count = count
@@ -387,17 +410,40 @@ def clean(executed: Any, source: Any, run_path: str) -> Any:
                 output.execution_count = count
             if "text" in output:
                 output.text = output.text.replace(f"{run_path}/", "").replace(run_path, "")
-        # Without a kernel, progress bars and explorers are dead; a still picture follows each.
-        view = "application/vnd.jupyter.widget-view+json"
-        cell.outputs = [
-            o for o in cell.outputs if o.get("name") != "stderr" and view not in o.get("data", {})
-        ]
+        cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr"]
     for cell in cells:
         cell.metadata = {k: v for k, v in cell.metadata.items() if k == "tags" and v}
     executed.cells = cells
     executed.metadata = source.metadata
     executed.metadata.pop("widgets", None)
     return executed
+
+
+def drop_widgets(notebook: Any) -> Any:
+    """Take progress bars and explorers out, dead without a kernel; a still picture is beside each.
+
+    Returns the notebook, changed in place.
+    """
+    view = "application/vnd.jupyter.widget-view+json"
+    for cell in (c for c in notebook.cells if c.cell_type == "code"):
+        cell.outputs = [output for output in cell.outputs if view not in output.get("data", {})]
+    notebook.metadata.pop("widgets", None)
+    return notebook
+
+
+def page(notebook: Path) -> str:
+    """An executed notebook as one HTML file, to be read offline: of all that it could load, only
+    MathJax, which sets the formulas, is left.
+    """
+    from nbconvert import HTMLExporter
+
+    remote = ("require_js_url", "mermaid_js_url", "mermaid_layout_elk_js_url", "jquery_url")
+    exporter = HTMLExporter(embed_images=True, **dict.fromkeys(remote, ""))
+    html, _ = exporter.from_notebook_node(
+        drop_widgets(nbformat.read(notebook, as_version=4)),
+        {"metadata": {"name": notebook.stem, "path": str(notebook.parent)}},
+    )
+    return html.replace('<script src=""></script>', "")
 
 
 def save_notebook(path: Path, notebook: Any) -> None:
@@ -410,17 +456,17 @@ def data(arguments: argparse.Namespace) -> int:
     """Check a data set, or prepare one."""
     from crc_helpers.data import check, check_deep, load_tiles, prepare
 
+    given = {k: getattr(arguments, k) for k in ("n", "seed", "shortcut", "strength", "scanner")}
+    plan = {k: v for k, v in given.items() if v is not None}
+    if plan and arguments.name != "synthetic":
+        raise UsageError(f"--{next(iter(plan))}: for synthetic tiles only")
     if arguments.action == "check":
         sheet = Path(arguments.out or f"{arguments.name}_contact_sheet.png")
-        tiles = load_tiles(arguments.name, arguments.data_root)
+        tiles = load_tiles(arguments.name, arguments.data_root, **plan)
         print("\n".join(check(tiles, sheet)))
         if arguments.deep:
             print(check_deep(tiles, arguments.data_root))
     else:
-        given = {k: getattr(arguments, k) for k in ("n", "seed", "shortcut", "strength", "scanner")}
-        plan = {k: v for k, v in given.items() if v is not None}
-        if plan and arguments.name != "synthetic":
-            raise UsageError(f"--{next(iter(plan))}: for synthetic tiles only")
         folder = prepare(arguments.name, arguments.out or arguments.data_root, **plan)
         print(f"{arguments.name} is ready in {folder}")
     return 0
@@ -432,13 +478,13 @@ def study(arguments: argparse.Namespace) -> int:
 
     folder = Path(arguments.out) if arguments.out else studies.FOLDER
     root = str(Path(arguments.data_root).resolve()) if arguments.data_root else None
-    recipe = {}
+    recipe, usual = {}, {k: v for k, v in vars(studies.Recipe()).items() if k != "views"}
     for pair in arguments.set:
         name, equals, value = pair.partition("=")
-        if not equals or name not in studies.Recipe.__dataclass_fields__:
-            known = ", ".join(studies.Recipe.__dataclass_fields__)
+        if not equals or name not in usual:
+            known = ", ".join(usual)
             raise UsageError(f"--set {pair!r}: give NAME=VALUE, with a name of {known}")
-        found = _value(pair, value)
+        require_value(name, found := _value(pair, value), usual[name])
         recipe[name] = tuple(found) if isinstance(found, list) else found
     size = replace(studies.size_of(arguments.name), **recipe)
     rows = studies.do(arguments.name, arguments.data, root, arguments.seeds, size, folder)
@@ -519,7 +565,8 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     sub.add_argument("--out", metavar="DIR", help="where to put the data, or the contact sheet")
     sub.add_argument("--deep", action="store_true",
                      help="check: hash the cache, decode the files again and compare")  # fmt: skip
-    sub.add_argument("--n", type=int, help="synthetic: how many tiles (3,152)")
+    sub.add_argument("--n", type=int, help="synthetic: how many tiles"
+                     " (prepare: 3,152; check: 2,000)")  # fmt: skip
     sub.add_argument("--seed", type=int, help="synthetic: which ones (0)")
     sub.add_argument("--shortcut", choices=("ink", "stain"),
                      help="synthetic: plant a mark that goes with the label")  # fmt: skip
@@ -554,11 +601,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return arguments.do(arguments)
     except (UsageError, DataError, RunError, *refused) as error:
-        print(f"crc-course: {error}", file=sys.stderr)
+        print(f"crc-course: {printable(str(error))}", file=sys.stderr)
         return 2
     except OSError as error:
-        print(f"crc-course: {error}: make room, or choose a folder that you may write to (--out);"
-              " the same command goes on from here", file=sys.stderr)  # fmt: skip
+        room = ": make room, or choose a folder that you may write to (--out)"
+        advice = room * (error.errno in ABOUT_ROOM)
+        print(f"crc-course: {printable(f'{error}{advice}')}; the same command goes on from here",
+              file=sys.stderr)  # fmt: skip
+        return 2
+    except MemoryError as error:
+        print(f"crc-course: not enough memory ({printable(str(error))}): close other programs, or"
+              " take fewer or smaller tiles", file=sys.stderr)  # fmt: skip
         return 2
     except KeyboardInterrupt:
         print("\nstopped; the same command goes on from here", file=sys.stderr)

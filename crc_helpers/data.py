@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from numbers import Integral
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -26,12 +27,16 @@ from crc_helpers import data_readers as readers
 from crc_helpers import tile_store
 from crc_helpers.data_readers import About, DataError
 from crc_helpers.runs import (
+    MOST_TILES,
+    ROOT,
+    SEEDS,
     RunError,
     as_text,
     file_hash,
     read_json,
     save_json,
     save_table,
+    say_misfits,
     start_file,
     work_on,
 )
@@ -317,8 +322,12 @@ def _synthetic(
 def _plan(plan: dict[str, Any]):
     from crc_helpers.synthetic_cohort import make_cohort
 
-    if plan["n"] < 2:
-        raise DataError(f"n = {plan['n']}: expected two synthetic tiles or more")
+    for name, (low, high) in {"n": (2, MOST_TILES), "seed": SEEDS}.items():
+        if not isinstance(plan[name], Integral) or not low <= plan[name] <= high:
+            raise DataError(
+                f"{name} = {plan[name]!r}: expected a whole number from {low:,} to {high:,} of"
+                " synthetic tiles; correct it"
+            )
     try:
         return make_cohort(**plan)
     except ValueError as error:
@@ -666,6 +675,9 @@ def _contact_sheet(tiles: Tiles, path: Path, columns: int = 8, side: int = 112) 
         for column, i in enumerate(picked):
             tile = Image.fromarray(tiles.images[i].transpose(1, 2, 0)).resize((side, side))
             sheet.paste(tile, (4 + column * (side + 4), top + 22))
+    path = Path(os.path.abspath(path))
+    if path.is_dir():
+        raise DataError(f"{path}: a folder; give the contact sheet a name (--out {path / 'a.png'})")
     unfinished = path.with_name(f".{path.name}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -691,9 +703,10 @@ def remember(run: Path, tiles: Tiles, parts: Split, **settings: Any) -> None:
     if settings["root"] is not None:
         settings["root"] = str(Path(settings["root"]).resolve())
     table = parts.to_frame(tiles)
+    work_on(_digest(tiles, table), run)
     save_table(run / "split.csv", table.to_dict("records"))
     save_json(run / "data.json", {"name": tiles.name, **settings, "digest": tiles.digest})
-    work_on(_digest(tiles, table))
+    say_misfits(run)
 
 
 def _digest(tiles: Tiles, table: pd.DataFrame) -> str:
@@ -704,6 +717,7 @@ def _digest(tiles: Tiles, table: pd.DataFrame) -> str:
 def recall(run: str | Path, start_from: str) -> tuple[Tiles, Split]:
     """Load the tiles and the split that lesson 01 decided on, in this run or as shipped.
 
+    What the run holds of other data is said.
     Raises RunError where lesson 01 has left nothing, or the data is no longer what it saw.
     """
     file = start_file("data.json", run, start_from)
@@ -732,5 +746,7 @@ def recall(run: str | Path, start_from: str) -> tuple[Tiles, Split]:
         same = same and before.reindex(columns=now.columns).equals(now)
     if not same:
         raise RunError(f"{recorded} does not fit the data any more: run lesson 01 again")
-    work_on(_digest(tiles, table))
+    work_on(_digest(tiles, table), ROOT / run)
+    if start_from == "run":
+        say_misfits(ROOT / run)
     return tiles, parts

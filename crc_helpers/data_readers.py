@@ -49,12 +49,14 @@ EBHI_RECORD = "https://api.figshare.com/v2/articles/21540159"
 EBHI_PAGE = "https://figshare.com/articles/dataset/EBHI-SEG/21540159"
 UNPACKED_LIMIT = 4_000_000_000  # bytes; the record's 4,454 small PNGs stay far below
 MEMBER_LIMIT = 50_000  # files in an archive
+ANSWER_LIMIT = 10_000_000  # bytes of the record that lists the archives
 FILE_LIMIT = 500_000_000  # bytes of one image or table: what is read at once
 TABLE_LIMIT = 60_000_000  # bytes of a table: a million rows
 PIXEL_LIMIT = 50_000_000  # of one image
 LARGE = (
     4_000_000  # pixels from which images are decoded one at a time, however many cores there are
 )
+LARGE_FILE = 20_000_000  # bytes from which files are read one at a time
 COLUMN_LIMIT = 1000
 EBHI_CLASSES = (
     "Normal",
@@ -182,6 +184,12 @@ def whole_folder(final: Path) -> Iterator[Path | None]:
 
     One process at a time fills it; others wait. What a killed one has left goes first.
     """
+    final = Path(os.path.abspath(final))
+    if not final.name:
+        raise DataError(f"{final}: the whole disk; choose a new folder in it (--out)")
+    if final.is_dir():
+        yield None
+        return
     unfinished = final.with_name(f".{final.name}.{uuid.uuid4().hex[:8]}")
     final.parent.mkdir(parents=True, exist_ok=True)
 
@@ -512,8 +520,7 @@ def decode(
     An image that is not square is cropped to its central square; it is then resized (bicubic).
     `content`, where it was not read from `path` but uploaded: then `path` only names it.
     """
-    content = _content(path) if content is None else content
-    with _turn(content):
+    with _in_turn(path, content) as content:
         image = _load(path, content)
         mode, shape = image.mode, image.size
         image = _to_rgb(path, image)
@@ -524,8 +531,7 @@ def decode(
 
 def decode_mask(path: Path, size: int, shape: tuple[int, int]) -> np.ndarray:
     """Decode one grey mask, uint8 0/1 (size, size); foreground is above 127 (edges are smooth)."""
-    content = _content(path)
-    with _turn(content):
+    with _in_turn(path, None) as content:
         image = _load(path, content)
         if image.size != shape:
             raise DataError(
@@ -553,14 +559,23 @@ def _content(path: Path) -> bytes:
 _one_at_a_time = threading.RLock()
 
 
-def _turn(content: bytes) -> contextlib.AbstractContextManager:
-    """The lock that decoding a large image waits for; none for others, and for what is no image."""
-    try:
-        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
-            large = image.width * image.height > LARGE
-    except Exception:  # `_load` says it
-        large = False
-    return _one_at_a_time if large else contextlib.nullcontext()
+@contextlib.contextmanager
+def _in_turn(path: Path, content: bytes | None) -> Iterator[bytes]:
+    """What is in the file, if it was not given; a large file is read, and a large image decoded,
+    one at a time.
+    """
+    with contextlib.ExitStack() as held:
+        if content is None:
+            with contextlib.suppress(OSError):  # `_content` says it
+                if path.stat().st_size > LARGE_FILE:
+                    held.enter_context(_one_at_a_time)
+            content = _content(path)
+        with contextlib.suppress(Exception):  # `_load` says it
+            with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+                large = image.width * image.height > LARGE
+            if large:
+                held.enter_context(_one_at_a_time)
+        yield content
 
 
 def _load(path: Path, content: bytes) -> Image.Image:
@@ -669,7 +684,7 @@ def _describe(modes: Counter, shapes: Counter, size: int) -> list[str]:
     return [f"colour modes: {listed}{converted}", f"image sizes: {sizes}{fitted}"]
 
 
-def progress(total: int, what: str, unit: str = "tile") -> tqdm:
+def progress(total: int | None, what: str, unit: str = "tile") -> tqdm:
     """A progress bar, where standard error is a terminal or a notebook."""
     return tqdm(total=total, desc=what, unit=unit, unit_scale=unit == "B", disable=None)
 
@@ -717,11 +732,18 @@ def download_ebhi(out: Path, api: str = EBHI_RECORD) -> Path:
 
 def _fetch_record(out: Path, api: str) -> list[Path]:
     """Download the zip files of a figshare record, each checked against the record's MD5."""
-    with requests.get(api, timeout=30) as answer:
+    with requests.get(api, timeout=30, stream=True) as answer:
         answer.raise_for_status()
+        content = bytearray()
+        for block in answer.iter_content(1 << 16):
+            content += block
+            if len(content) > ANSWER_LIMIT:
+                raise DataError(
+                    f"{api}: its answer has more than {ANSWER_LIMIT:,} bytes; try later"
+                )
         try:
             listed = [(str(f["name"]), str(f["download_url"]), str(f["computed_md5"]))
-                      for f in answer.json()["files"]]  # fmt: skip
+                      for f in json.loads(content)["files"]]  # fmt: skip
             if not all(name.isprintable() for name, *_ in listed):
                 raise ValueError("a name that is no text")
         except (ValueError, KeyError, TypeError, RecursionError) as error:
@@ -758,7 +780,8 @@ def _resume(part: Path, url: str) -> None:
             return
         answer.raise_for_status()
         have *= answer.status_code == 206  # a server without ranges starts again
-        total = have + int(answer.headers.get("Content-Length", 0))
+        length = answer.headers.get("Content-Length", "")  # of any text; the bar does without
+        total = have + int(length) if re.fullmatch("[0-9]{1,15}", length) else None
         with part.open("ab" if have else "wb") as file, progress(total, part.stem, "B") as bar:
             bar.update(have)
             for block in answer.iter_content(1 << 16):
@@ -785,9 +808,12 @@ def _unpack(archive: Path, folder: Path) -> None:
         raise
     except (
         *(zipfile.BadZipFile, zlib.error, lzma.LZMAError),
-        *(EOFError, RuntimeError, ValueError),
+        *(EOFError, RuntimeError, ValueError, OSError),
     ) as error:
-        # RuntimeError: a password, or a compression that this Python lacks
+        # RuntimeError: a password, or a compression that this Python lacks. OSError without a
+        # number is bzip2's word for damage; with one it is the system's.
+        if getattr(error, "errno", None):
+            raise
         raise DataError(
             f"{archive}: a damaged archive ({error}); remove it and fetch it again"
         ) from error

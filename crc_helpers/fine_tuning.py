@@ -5,6 +5,7 @@ import math
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import pandas as pd
@@ -24,6 +25,7 @@ from crc_helpers.pretraining import (
     batches,
     channels_last,
     embed,
+    keep_batch,
     make_optimizer,
     stop,
     to_device,
@@ -88,11 +90,14 @@ def fine_tune(
     used = (images, labels, val_images, val_labels)
     data = " ".join(map(content_hash, used)) if checkpoint else ""
     state = load_checkpoint(checkpoint, mark) if checkpoint else None
-    if state and state["data"] != data:
+    if state and state.get("data") != data:
         print(f"{checkpoint.name} belongs to other tiles or labels: training starts afresh")
     elif state:
-        restore(checkpoint, state, model=model, optimizer=optim, schedule=schedule)
-        rows, best = state["rows"], state["best"]
+        best = state.get("best")
+        restore(
+            checkpoint, state | {"model": best}, model=classifier
+        )  # or it would fail at the end
+        rows = restore(checkpoint, state, model=model, optimizer=optim, schedule=schedule)
         print(f"going on after epoch {rows[-1]['epoch']} of {epochs}")
     bar = tqdm(range(len(rows) + 1, epochs + 1), desc=name, unit="epoch")
     for epoch in bar:
@@ -105,9 +110,7 @@ def fine_tune(
         if len(val_images):
             row |= validate(classifier, val_images, val_labels, size, fabric, val_criterion)
             if not math.isfinite(row["val_loss"]):
-                raise FloatingPointError(
-                    f"the validation loss of epoch {epoch} is {row['val_loss']}: lower FINE_TUNE_LR"
-                )
+                _stop_choosing(classifier, val_images, size, fabric, checkpoint, epoch, row, batch)
         row["seconds"] = round(time.perf_counter() - start, 2)
         rows.append(row)
         before = min((r["val_loss"] for r in rows[:-1] if "val_loss" in r), default=math.inf)
@@ -158,6 +161,22 @@ def _train_epoch(
         order = batches(len(images), batch, seed, epoch)
         stop(losses, mean, images, order, epoch, checkpoint, "lower FINE_TUNE_LR")
     return {"epoch": epoch, "loss": mean}
+
+
+def _stop_choosing(
+    classifier, images, size, fabric, checkpoint, epoch, row, batch
+) -> NoReturn:  # fmt: skip
+    """Raise FloatingPointError, the validation tiles saved whose logits are no numbers.
+
+    Where all are, the loss itself has failed, and the first tiles stand for all; a batch at most.
+    """
+    logits = embed(classifier, images, size, fabric)
+    odd = (~logits.isfinite().all(dim=1)).nonzero().flatten().numpy()
+    index = (odd if len(odd) else np.arange(len(images)))[:batch]
+    where = keep_batch(checkpoint, images, index, epoch, -1)
+    raise FloatingPointError(
+        f"the validation loss of epoch {epoch} is {row['val_loss']}{where}: lower FINE_TUNE_LR"
+    )
 
 
 def validate(

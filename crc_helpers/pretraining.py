@@ -20,6 +20,7 @@ from crc_helpers.models import Encoder, ProjectionHead, evaluating, synchronise_
 from crc_helpers.runs import (
     atomic_path,
     fingerprint,
+    first_alone,
     is_finite,
     load_checkpoint,
     one_writer,
@@ -241,20 +242,18 @@ def pretrain(
     objective = (objective or Contrast(temperature, fabric)).to(fabric.device)
     optim, schedule = make_optimizer(nn.ModuleList([model, objective]), optimizer, lr, steps)
     model, optim = fabric.setup(model, optim)
-    state = load_checkpoint(checkpoint, mark) if checkpoint and fabric.is_global_zero else None
-    if fabric.world_size > 1:
-        state = fabric.broadcast(state)  # the others may not see the first one's disk
+    # The first process reads for all: the others may not see its disk.
+    state = first_alone(lambda: load_checkpoint(checkpoint, mark)) if checkpoint else None
     rows: list[dict[str, float]] = []
     if state:
-        restore(checkpoint, state, model=model, objective=objective, optimizer=optim,
-                schedule=schedule)  # fmt: skip
-        rows = state["rows"]
+        rows = restore(checkpoint, state, model=model, objective=objective, optimizer=optim,
+                       schedule=schedule)  # fmt: skip
         fabric.print(f"going on after epoch {rows[-1]['epoch']} of {epochs}")
         if fabric.is_global_zero:  # a kill may have come between checkpoint and table
             save_table(checkpoint.with_suffix(".csv"), rows)
     elif monitor and fabric.is_global_zero:
         rows.append({"epoch": 0, **{k: float(v) for k, v in monitor(encoder, 0).items()}})
-    first = int(state["rows"][-1]["epoch"]) + 1 if state else 1
+    first = int(rows[-1]["epoch"]) + 1 if state else 1
     bar = tqdm(range(first, epochs + 1), desc="pre-training", unit="epoch",
                disable=not fabric.is_global_zero)  # fmt: skip
     for epoch in bar:
@@ -337,15 +336,25 @@ def stop(
     their indices, epoch and step. The last checkpoint is kept, and leads to the same batch again.
     """
     bad = (~torch.stack(losses).isfinite()).nonzero().flatten().tolist()
-    step, where = bad[0] if bad else len(losses) - 1, ""
-    if checkpoint:
-        path = checkpoint.with_name(f"{checkpoint.stem}_bad_batch.npz")
-        index = next(itertools.islice(order, step, None))
-        with atomic_path(path) as temporary:
-            np.savez(temporary, images=images[index], index=index, epoch=epoch, step=step)
-        where = f"; its tiles are kept in {path}"
+    step = bad[0] if bad else len(losses) - 1
+    where = keep_batch(checkpoint, images, next(itertools.islice(order, step, None)), epoch, step)
     what = f"the loss of epoch {epoch} is {mean}, since" if bad else "weights became infinite in"
     raise FloatingPointError(f"{what} batch {step + 1}{where}: {advice}")
+
+
+def keep_batch(
+    checkpoint: Path | None, images: np.ndarray, index: np.ndarray, epoch: int, step: int
+) -> str:
+    """Save the tiles at `index` beside the checkpoint, if there is one; return where, in words.
+
+    step: which batch of the epoch, from 0; -1 for tiles of validation.
+    """
+    if not checkpoint:
+        return ""
+    path = checkpoint.with_name(f"{checkpoint.stem}_bad_batch.npz")
+    with atomic_path(path) as temporary:
+        np.savez(temporary, images=images[index], index=index, epoch=epoch, step=step)
+    return f"; its tiles are kept in {path}"
 
 
 def pretrain_encoder(

@@ -9,6 +9,7 @@ import json
 import math
 import os
 import platform
+import sys
 import tempfile
 import time
 import zipfile
@@ -29,7 +30,12 @@ from torch import nn
 ROOT = Path(__file__).resolve().parent.parent  # the checkout; the package is installed editable
 SHIPPED = ROOT / "weights"
 FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what a spreadsheet takes for the start of one
+MOST_TILES = 200_000  # drawn at once: 40 GB at 224 px
+SEEDS = (0, 2**32 - 1)  # what every generator takes
+ARTEFACTS = (".json", ".csv", ".safetensors", ".npz")  # results; notebooks may be opened, changed
+NOTES = "made_from.json"  # in the folder of a run: what each result in it was made from
 _made_from: dict[str, str] = {}  # hashes of what this process works on; see `work_on`
+_at_work: dict[str, Path] = {}  # "run": the folder that it leaves its results in
 
 
 def printable(message: str) -> str:
@@ -119,14 +125,34 @@ def only_one(path: Path, patience: float = 0) -> Iterator[None]:
         lock.release()
 
 
+def first_alone(do: Callable[[], Any]) -> Any:
+    """Have the first of the processes that train together do something; all return its result.
+
+    What it is refused (RunError) ends the others too, without a word: they would wait for it.
+    """
+    if not dist.is_initialized():
+        return do()
+    answer: list[Any] = [None, None]
+    if not dist.get_rank():
+        try:
+            answer[0] = do()
+        except RunError as error:
+            answer[1] = str(error)
+    dist.broadcast_object_list(answer, src=0)
+    if answer[1] is None:
+        return answer[0]
+    raise SystemExit(2) if dist.get_rank() else RunError(answer[1])
+
+
 def one_writer(train: Callable) -> Callable:
     """Decorate a function that trains: one process at a time may do so into a `checkpoint`."""
 
     @functools.wraps(train)
     def locked(*arguments: Any, checkpoint: Path | None = None, **settings: Any) -> Any:
-        alone = checkpoint and not (dist.is_initialized() and dist.get_rank())
-        # A kernel outlives the program that started it by a second or two.
-        with only_one(checkpoint, patience=5) if alone else contextlib.nullcontext():
+        with contextlib.ExitStack() as held:
+            if checkpoint:  # a kernel outlives the program that started it by a second or two
+                lock = only_one(checkpoint, patience=5)
+                first_alone(lambda: held.enter_context(lock))
             return train(*arguments, checkpoint=checkpoint, **settings)
 
     return locked
@@ -165,6 +191,9 @@ def atomic_path(path: Path) -> Iterator[Path]:
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
+    if _made_from and path.parent == _at_work.get("run"):
+        made_from = {name: value for name, value in _made_from.items() if name != path.name}
+        note(path, made_from | {"code": fingerprint()}, _constants())
 
 
 def _sweep(path: Path) -> None:
@@ -234,10 +263,57 @@ def file_hash(path: Path) -> str:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
-def work_on(data: str) -> None:
-    """Note the hash of the data this process works on; weights that it saves will name it."""
+def work_on(data: str, run: Path | None = None) -> None:
+    """Note the hash of the data this process works on; weights that it saves will name it.
+
+    So will `NOTES` for each result that it leaves in the folder `run`.
+    """
     _made_from.clear()
     _made_from["data"] = data
+    _at_work.update({"run": run} if run else {})
+
+
+def note(path: Path, made_from: dict[str, str], parameters: dict[str, Any]) -> None:
+    """Write into `NOTES` beside a result its hash, and what it was made from."""
+    if path.suffix not in ARTEFACTS or path.name == NOTES:
+        return
+    entry = {"sha256": file_hash(path), "made_from": made_from, "parameters": parameters}
+    notes = path.with_name(NOTES)
+    with only_one(notes, patience=60):
+        save_json(notes, dict(sorted({**read_notes(path.parent), path.name: entry}.items())))
+
+
+def read_notes(run: Path) -> dict[str, dict[str, Any]]:
+    """Return what is known of each result in the folder of a run, by its name.
+
+    Raises RunError for a file that no lesson wrote.
+    """
+    path, kinds = run / NOTES, {"sha256": str, "made_from": dict, "parameters": dict}
+    notes = read_json(path) if path.is_file() else {}
+    if not all(isinstance(entry, dict) and all(isinstance(entry.get(k), kinds[k]) for k in kinds)
+               for entry in notes.values()):  # fmt: skip
+        raise RunError(f"{path} is not what lessons write: delete it")
+    return notes
+
+
+def say_misfits(run: Path) -> None:
+    """Say which results in a run were made from other data or weights than there are now."""
+    notes = {name: entry for name, entry in read_notes(run).items() if (run / name).is_file()}
+    odd = [name for name, entry in notes.items() if _misfit(run / name, entry["made_from"])]
+    if odd:
+        print(f"{run}: {', '.join(map(printable, odd))} made from other data or weights than there"
+              " are now: run their lessons again", file=sys.stderr)  # fmt: skip
+
+
+def _constants() -> dict[str, Any]:
+    """The constants of the notebook at work, its parameters; not its folder, which may move."""
+    found = {}
+    for name, value in vars(sys.modules["__main__"]).items():
+        if name.isupper() and name not in ("RUN", "DATA_ROOT"):
+            with contextlib.suppress(TypeError, ValueError):  # an array is no parameter
+                if len(json.dumps(value)) < 200:
+                    found[name] = value
+    return found
 
 
 def save_weights(
@@ -286,7 +362,7 @@ def read_facts(path: Path) -> dict[str, Any]:
     """Return the metadata of a weight file.
 
     Raises RunError where the file is missing or is no safetensors file, on asking for a fact that
-    it lacks, and for a size that is none.
+    it lacks, and for a size that is none or a network that it is too small to fill.
     """
     if not path.is_file():
         raise RunError(
@@ -295,6 +371,7 @@ def read_facts(path: Path) -> dict[str, Any]:
     try:
         with safe_open(path, framework="pt") as file:
             facts = Facts(path, {k: _parse(v) for k, v in (file.metadata() or {}).items()})
+            shapes = [file.get_slice(name).get_shape() for name in file.keys()]  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise RunError(
             f"{path} is not a safetensors file ({error}): delete it and run again"
@@ -305,7 +382,30 @@ def read_facts(path: Path) -> dict[str, Any]:
     size = facts.get("size", 96)
     if type(size) is not int or not 8 <= size <= 2048:
         raise RunError(f"{path} says its size is {size!r}, expected 8 to 2048 pixels: delete it")
+    if "backbone" in facts:
+        _require_room(facts, sum(map(math.prod, shapes)))
     return facts
+
+
+def _require_room(facts: "Facts", numbers: int) -> None:
+    """Lessons build the network that a file names before they fill it: the file must hold as many
+    numbers as that network has. It is built on torch's meta device, which takes no memory.
+    """
+    from crc_helpers.models import build_backbone  # timm takes seconds, and is rarely needed
+
+    name, classes = facts["backbone"], len(facts.get("classes", ()))
+    try:
+        with torch.device("meta"):
+            network = build_backbone(name)
+    except ValueError as error:
+        raise RunError(f"{facts.path}: {error}, or take weights that a lesson has made") from None
+    needed = sum(value.numel() for value in network.state_dict().values())
+    needed += classes * network.num_features
+    if needed > numbers:
+        raise RunError(
+            f"{facts.path} says its backbone is {name!r}, with {classes} classes, which has"
+            f" {needed:,} numbers, and it holds {numbers:,}: take weights that a lesson has made"
+        )
 
 
 def _parse(text: str) -> Any:
@@ -321,7 +421,11 @@ def load_weights(path: Path, module: nn.Module) -> nn.Module:
     Raises RunError where the file does not fit the module, holds numbers that are none, or was
     made from other data or other weights than there are now.
     """
-    _require_origin(path, read_facts(path).get("made_from"))
+    if other := _misfit(path, read_facts(path).get("made_from")):
+        raise RunError(
+            f"{path} was made from other {other} than there is now: run the lesson that makes it"
+            " again"
+        )
     wanted = {name: list(value.shape) for name, value in module.state_dict().items()}
     with safe_open(path, framework="pt") as file:  # shapes first: nothing large is read in vain
         found = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
@@ -346,17 +450,16 @@ def load_weights(path: Path, module: nn.Module) -> nn.Module:
     return module
 
 
-def _require_origin(path: Path, origin: Any) -> None:
+def _misfit(path: Path, origin: Any) -> str:
+    """The first of what a result was made from that is another now, or an empty word."""
     for name, before in origin.items() if isinstance(origin, dict) else ():
-        if Path(name).name != name or len(name) > 100:  # no file of a run
+        if not name or Path(name).name != name or len(name) > 100:  # no file of a run
             continue
         beside = path.with_name(name)
         now = file_hash(beside) if beside.is_file() else _made_from.get(name, before)
         if now != before and name != "code":  # newer code may read older weights
-            raise RunError(
-                f"{path} was made from other {name} than there is now: run the lesson that makes"
-                " it again"
-            )
+            return name
+    return ""
 
 
 def start_file(name: str, run: str | Path, start_from: str) -> Path:
@@ -401,17 +504,22 @@ def load_checkpoint(path: Path, mark: str) -> dict[str, Any] | None:
     return None
 
 
-def restore(path: Path, state: dict[str, Any], **parts: Any) -> None:
+def restore(path: Path, state: dict[str, Any], **parts: Any) -> list[dict[str, Any]]:
     """Give modules, optimizer and schedule what a checkpoint kept under their names.
 
-    Raises RunError where it does not fit, or holds weights that are no numbers.
+    Returns the rows of its log, an epoch each. Raises RunError where it does not fit, or holds
+    weights that are no numbers or no log.
     """
     try:
+        rows = state["rows"]
+        if not rows or not all(isinstance(row["epoch"], int) for row in rows):
+            raise ValueError("no log")
         for name, part in parts.items():
             part.load_state_dict(state[name])
         if not is_finite(parts["model"]):
             raise ValueError("NaN or infinity")
-    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as e:
+        return rows
+    except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as e:
         raise RunError(
             f"{path} does not fit this network, or is damaged ({type(e).__name__}): delete it, and"
             " training starts afresh"

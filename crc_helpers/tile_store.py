@@ -5,6 +5,7 @@
 process's own memory for as long as the system has no other use for them.
 """
 
+import errno
 import hashlib
 import math
 from collections.abc import Iterator
@@ -96,7 +97,7 @@ class TileStore:
             opened.seek(place)
             # Unbuffered writes may stop short, and a disk may be full in the middle of a tile.
             if opened.write(np.ascontiguousarray(tiles[given]).data) != self.tile_bytes:
-                raise OSError(f"{opened.name}: a tile was not written whole; is the disk full?")
+                raise OSError(errno.ENOSPC, "a tile was not written whole", opened.name)
 
     def _places(self, rows: np.ndarray, mode: str) -> Iterator[tuple[int, object, int]]:
         """Byte offset, open file and position in `rows`, of each row, a shard at a time."""

@@ -1,5 +1,6 @@
 """The command line, the presets and the files that must agree with each other."""
 
+import errno
 import re
 import subprocess
 import sys
@@ -14,7 +15,15 @@ import yaml
 from crc_helpers import course, data, models, pretraining
 from crc_helpers.augmentation import VIEWS
 from crc_helpers.course import ROOT, UsageError, lesson_files, main, parameters_of, read_settings
-from crc_helpers.runs import RunError, make_fabric, only_one
+from crc_helpers.runs import (
+    RunError,
+    file_hash,
+    make_fabric,
+    note,
+    only_one,
+    read_notes,
+    save_table,
+)
 
 
 def test_lesson_ranges():
@@ -83,6 +92,55 @@ def test_data_check_reports_and_draws(tmp_path, capsys, monkeypatch):
     assert main(command) == 0
     assert "class a: 3" in capsys.readouterr().out
     assert Image.open(sheet).size[0] > 100
+
+
+@pytest.mark.parametrize(("error", "words"), [
+    (OSError("a shard has been removed: load the tiles again"), "load the tiles again; the same"),
+    (OSError(errno.ENOSPC, "No space left on device", "a\x1b.csv"), "a\\x1b.csv': make room, or"),
+    (OSError(errno.ENOENT, "No such file or directory", "a.csv"), "'a.csv'; the same command"),
+    (MemoryError("Unable to allocate 7.28 TiB"), "not enough memory (Unable to allocate 7.28 TiB)"),
+])  # fmt: skip
+def test_what_the_system_refuses_is_said_with_its_own_advice(error, words, capsys, monkeypatch):
+    def fail(_arguments):
+        raise error
+
+    monkeypatch.setattr(course, "doctor", fail)
+    assert main(["doctor"]) == 2
+    said = capsys.readouterr().err
+    assert words in said and len(said.strip().splitlines()) == 1 and said.strip().isprintable()
+    assert ("make room" in said) == (getattr(error, "errno", 0) == errno.ENOSPC)
+
+
+def test_deep_checks_the_cohort_that_is_asked_for(capsys, monkeypatch, tmp_path):
+    """The lessons draw other tiles than a check does by default."""
+    monkeypatch.setenv("CRC_HELPERS_CACHE", str(tmp_path / "cache"))
+    tiles = data.load_tiles("synthetic", n=6, seed=3)
+    command = ["data", "check", "synthetic", "--n", "6", "--seed", "3", "--deep"]
+    command += ["--out", str(tmp_path / "sheet.png")]
+    assert main(command) == 0 and "files as they were written" in capsys.readouterr().out
+    with (tiles.images.folder / "images-00000.npy").open("r+b") as opened:
+        opened.seek(-1, 2)
+        opened.write(b"\x77")
+    assert main(command) == 2
+    assert "not what was written into this cache" in capsys.readouterr().err
+
+
+def test_pages_are_read_offline(tmp_path):
+    """Widgets load their code from the net and are dead without a kernel."""
+    view = {"application/vnd.jupyter.widget-view+json": {"model_id": "1"}, "text/plain": "Bar()"}
+    new = nbformat.v4
+    outputs = [new.new_output("display_data", view), new.new_output("stream", text="0.91 ± 0.02")]
+    cells = [new.new_code_cell("show()", outputs=outputs), new.new_markdown_cell("$x^2$")]
+    state = {"application/vnd.jupyter.widget-state+json": {"state": {}, "version_major": 2}}
+    book = new.new_notebook(cells=cells, metadata={"widgets": state})
+    nbformat.write(book, tmp_path / "a.ipynb")
+    html = course.page(tmp_path / "a.ipynb")
+    assert "0.91 ± 0.02" in html and "<title>a</title>" in html
+    assert "widget-view" not in html and "widget-state" not in html and "Bar()" not in html
+    remote = re.findall(r"""(?:src|href)=["'](https?://[^"']*)|import\(["'](https?:[^"']*)""", html)
+    assert all("mathjax" in address.lower() for address, _ in remote) and len(remote) == 1
+    assert 'src=""' not in html
+    assert nbformat.read(tmp_path / "a.ipynb", as_version=4).cells[0].outputs  # left as it was
 
 
 def test_doctor_ends_in_ok_here(capsys):
@@ -161,6 +219,32 @@ def test_recall_refuses_data_that_changed(folder_of_tiles, tmp_path):
     (folder_of_tiles / "a" / "0.png").unlink()
     with pytest.raises(RunError, match=r"split\.csv does not fit the data any more"):
         data.recall(tmp_path, "run")
+
+
+def test_what_a_run_holds_of_other_data_is_said(folder_of_tiles, tmp_path, capsys):
+    tiles, run = data.load_tiles("folder", folder_of_tiles), tmp_path / "run"
+    settings = dict(root=folder_of_tiles, classes=None, n=0, scheme="auto", test=0.25,
+                    validation=0.15)  # fmt: skip
+    data.remember(run, tiles, data.split(tiles), seed=0, **settings)
+    save_table(run / "predictions.csv", [{"a": 1}])
+    data.recall(run, "run")
+    assert "predictions.csv" not in capsys.readouterr().err
+    data.remember(run, tiles, data.split(tiles, seed=1), seed=1, **settings)
+    words = "run: predictions.csv made from other data or weights than there are now: run their"
+    assert words in capsys.readouterr().err
+    data.recall(run, "run")
+    assert words in capsys.readouterr().err
+
+
+def test_metrics_keep_their_origin_when_seconds_are_added(tmp_path):
+    path = tmp_path / "metrics.json"
+    path.write_text("{}")
+    course._complete_metrics(tmp_path, {}, "ci")  # of which nothing was noted
+    assert not read_notes(tmp_path)
+    note(path, {"data": "x"}, {"SEED": 1})
+    course._complete_metrics(tmp_path, {}, "class")
+    entry = {"sha256": file_hash(path), "made_from": {"data": "x"}, "parameters": {"SEED": 1}}
+    assert read_notes(tmp_path) == {"metrics.json": entry}
 
 
 def test_recall_says_which_lesson_is_missing(tmp_path):

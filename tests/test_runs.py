@@ -3,7 +3,9 @@
 import hashlib
 import json
 import pickle
+import sys
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -208,6 +210,50 @@ def test_weights_name_what_they_were_made_from_and_are_not_mixed(tmp_path):
     runs.work_on("data of another lesson 01")
     with pytest.raises(RunError, match="made from other data than there is now"):
         load_weights(encoder, nn.Linear(3, 2))
+
+
+def test_results_of_a_run_are_noted_with_what_they_were_made_from(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sys.modules["__main__"], "SEED", 3, raising=False)
+    monkeypatch.setattr(sys.modules["__main__"], "RUN", "somewhere", raising=False)
+    runs.work_on("some data", tmp_path)
+    save_weights(tmp_path / "encoder.safetensors", nn.Linear(3, 2))
+    load_weights(tmp_path / "encoder.safetensors", nn.Linear(3, 2))
+    save_table(tmp_path / "predictions.csv", [{"a": 1}])
+    with atomic_path(tmp_path / "maps.npz") as path:
+        np.savez(path, a=1)
+    save_json(tmp_path / "elsewhere" / "a.json", {})  # not in the run
+    notes = runs.read_notes(tmp_path)
+    assert list(notes) == ["encoder.safetensors", "maps.npz", "predictions.csv"]
+    for name, entry in notes.items():
+        assert entry["sha256"] == file_hash(tmp_path / name)
+        assert entry["made_from"]["data"] == "some data" and len(entry["made_from"]["code"]) == 16
+        assert entry["parameters"]["SEED"] == 3 and "RUN" not in entry["parameters"]
+    weights = notes["encoder.safetensors"]["sha256"]
+    assert notes["maps.npz"]["made_from"]["encoder.safetensors"] == weights
+    runs.say_misfits(tmp_path)
+    assert capsys.readouterr().err == ""
+    (tmp_path / "maps.npz").unlink()
+    save_weights(tmp_path / "encoder.safetensors", nn.Linear(3, 2))  # another one
+    runs.say_misfits(tmp_path)
+    assert "predictions.csv made from other data or weights" in capsys.readouterr().err
+    runs.work_on("other data", tmp_path)
+    runs.say_misfits(tmp_path)
+    said = capsys.readouterr().err
+    assert "encoder.safetensors, predictions.csv made from other" in said and "maps" not in said
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"a.csv": 5}', '{"a.csv": {"made_from": []}}'])
+def test_notes_that_no_lesson_wrote_are_refused(tmp_path, content):
+    (tmp_path / runs.NOTES).write_text(content)
+    with pytest.raises(RunError, match=r"made_from\.json is .*delete it"):
+        runs.say_misfits(tmp_path)
+
+
+def test_an_origin_that_is_no_file_of_the_run_is_passed_over(tmp_path):
+    linear, path = nn.Linear(3, 2), tmp_path / "theirs.safetensors"
+    origin = json.dumps({"": "x", ".": "x", "..": "x", "a/b": "x", "\0": "x"})
+    save_file(linear.state_dict(), path, {"made_from": origin})
+    assert torch.equal(load_weights(path, nn.Linear(3, 2)).weight, linear.weight)
 
 
 # --- Checkpoints ---------------------------------------------------------------------------------

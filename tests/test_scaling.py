@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from crc_helpers import pretraining, tile_store
+from crc_helpers.runs import only_one
 from crc_helpers.tile_store import TileStore, create
 
 SCRIPT = Path(__file__).with_name("several_processes.py")
@@ -68,6 +69,22 @@ def test_lesson_03_goes_on_from_what_two_devices_have_trained(tmp_path):
     course("run", "--lessons", "03")
     lesson = (tmp_path / "03_contrastive_pretraining.ipynb").read_text(encoding="utf-8")
     assert lesson.count("going on after epoch 1 of 1") == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("held", ["lessons", "damaged"])
+def test_what_the_first_process_is_refused_ends_all(tmp_path, held):
+    """One sentence, and no process waits for the first."""
+    if held == "damaged":
+        (tmp_path / "pretraining_tissue.ckpt").write_bytes(b"no checkpoint")
+    command = [sys.executable, "-m", "crc_helpers", "pretrain", "--preset", "ci", "--devices", "2",
+               "--out", tmp_path, "--set", "VIEWS=[tissue]"]  # fmt: skip
+    with only_one(tmp_path / held):
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    assert done.stderr.count("crc-course: ") == 1 and "Traceback" not in done.stderr
+    said = "is no checkpoint of this course" if held == "damaged" else "another process is writing"
+    assert said in done.stderr
 
 
 def test_a_batch_that_the_processes_cannot_share_is_refused(coloured_tiles):

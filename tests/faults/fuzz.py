@@ -1,6 +1,7 @@
-"""Ten minutes of strange images and tables: each is read, or refused in one sentence (`make fuzz`).
+"""Ten minutes of strange images, masks and tables: each is read, or refused in one sentence.
 
-    python tests/faults/fuzz.py [--minutes 10]
+
+    python tests/faults/fuzz.py [--minutes 10]    (make fuzz)
 
 Starts from good files of every kind and damages them: bits flipped, parts cut, doubled, swapped.
 """
@@ -10,7 +11,10 @@ import io
 import sys
 import tempfile
 import time
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from hypothesis import HealthCheck, given, settings
@@ -18,7 +22,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from crc_helpers import data_readers
-from crc_helpers.data_readers import DataError
+from crc_helpers.data_readers import DataError, Scan
 
 KINDS = [("PNG", {}), ("JPEG", {}), ("JPEG", {"progressive": True}), ("TIFF", {}),
          ("TIFF", {"compression": "tiff_lzw"}), ("TIFF", {"compression": "tiff_adobe_deflate"}),
@@ -27,7 +31,8 @@ TABLE = (
     b"Image Name,Majority Vote Label,Number of Annotators who Selected SSA (Out of 7),Partition\n"
     b'a.png,HP,0,train\n"b.png",SSA,7,test\n'
 )
-COUNT = {"read": 0, "refused": 0}
+GROUPS = b'file,group\nhp/a.png,s1\n"ssa/b.png",s2\n'
+COUNT: dict[str, Counter] = {}  # what was read and refused, of each kind of input
 
 
 def seeds() -> list[bytes]:
@@ -43,10 +48,28 @@ def seeds() -> list[bytes]:
 
 
 @st.composite
-def damaged(draw: st.DrawFn, goods: list[bytes]) -> bytes:
-    """A good file with up to five injuries."""
+def annotations(draw: st.DrawFn) -> bytes:
+    """Rows of the right files with words that a reader might take for labels, votes or parts."""
+    odd = st.text(st.characters(codec="utf-8"), max_size=6)
+    lines = [TABLE.splitlines()[0].decode()]
+    for name in draw(st.permutations(["a.png", "b.png"])):
+        label, votes = draw(
+            st.sampled_from([("HP", "0"), ("hp ", "3"), ("SSA", "4"), ("ssa", "7")])
+        )
+        part = draw(st.sampled_from(["train", "test", " TEST"]))
+        if draw(st.booleans()):
+            label = draw(st.sampled_from(["HP", "SSA", "=HP"]) | odd)
+            votes = draw(st.integers(-1, 8).map(str) | st.sampled_from(["7.0", "٤", "1e0"]) | odd)
+            part = draw(st.sampled_from(["test", "val"]) | odd)
+        lines.append(f"{name},{label},{votes},{part}")
+    return "\n".join(lines).encode("utf-8", "replace")
+
+
+@st.composite
+def damaged(draw: st.DrawFn, goods: list[bytes], most: int = 5) -> bytes:
+    """A good file with one injury or more."""
     content = bytearray(draw(st.sampled_from(goods)))
-    for _ in range(draw(st.integers(1, 5))):
+    for _ in range(draw(st.integers(1, most))):
         at = draw(st.integers(0, max(len(content) - 1, 0)))
         kind = draw(st.sampled_from(["flip", "set", "cut", "drop", "double", "insert"]))
         if kind == "flip" and content:
@@ -64,14 +87,28 @@ def damaged(draw: st.DrawFn, goods: list[bytes]) -> bytes:
     return bytes(content)
 
 
-def judge(read) -> None:
+def judge(kind: str, read: Callable[[], Any]) -> None:
     """Read; anything but a result or one printable sentence is an error of ours."""
+    count = COUNT.setdefault(kind, Counter())
     try:
         read()
-        COUNT["read"] += 1
+        count["read"] += 1
     except DataError as error:
         assert str(error).isprintable() and len(str(error)) < 1100
-        COUNT["refused"] += 1
+        count["refused"] += 1
+
+
+def judge_labels(path: Path) -> None:
+    """Annotations that are read have known labels, votes and parts, and a row for each file."""
+    table, _ = data_readers._read_mhist(path.parent, Scan({"images": ["a.png", "b.png"]}, ""))
+    assert set(table["class"]) <= {"HP", "SSA"} and set(table["partition"]) <= {"train", "test"}
+    assert table["votes"].astype(int).between(0, 7).all() and set(table["id"]) == {"a.png", "b.png"}
+
+
+def judge_mask(path: Path) -> None:
+    """A mask that is read is of zeros and ones."""
+    mask = data_readers.decode_mask(path, 16, (24, 24))
+    assert mask.shape == (16, 16) and set(np.unique(mask)) <= {0, 1}
 
 
 def main() -> int:
@@ -82,24 +119,41 @@ def main() -> int:
     quick = settings(max_examples=500, deadline=None, database=None,
                      suppress_health_check=list(HealthCheck))  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "annotations.csv"
+        path, mask, groups = (Path(folder) / n for n in ("annotations.csv", "m.png", "groups.csv"))
 
         @quick
         @given(damaged(seeds()))
         def images(content: bytes) -> None:
-            judge(lambda: data_readers.decode(Path("x.png"), 16, content))
+            judge("images", lambda: data_readers.decode(Path("x.png"), 16, content))
+            mask.write_bytes(content)
+            judge("masks", lambda: judge_mask(mask))
 
         @quick
         @given(damaged([TABLE]) | st.binary(max_size=300))
         def tables(content: bytes) -> None:
             path.write_bytes(content)
-            judge(lambda: data_readers.read_table(path, data_readers.MHIST_COLUMNS))
+            judge("tables", lambda: data_readers.read_table(path, data_readers.MHIST_COLUMNS))
+
+        @quick
+        @given(damaged([TABLE], most=2) | annotations())
+        def labels(content: bytes) -> None:
+            path.write_bytes(content)
+            judge("annotations", lambda: judge_labels(path))
+
+        @quick
+        @given(damaged([GROUPS], most=2) | st.binary(max_size=100))
+        def slides(content: bytes) -> None:
+            groups.write_bytes(content)
+            judge("groups", lambda: data_readers._read_groups(groups, ["hp/a.png", "ssa/b.png"]))
 
         while time.monotonic() < end:
-            images()
-            tables()
-    print(f"{sum(COUNT.values()):,} inputs: {COUNT['read']:,} read, {COUNT['refused']:,} refused in"
-          " a sentence, none otherwise")  # fmt: skip
+            for fuzz in (images, tables, labels, slides):
+                fuzz()
+    for kind, count in COUNT.items():
+        assert count["read"] and count["refused"], f"{kind}: {count}, so half of it was not tried"
+        print(f"{count.total():,} {kind}: {count['read']:,} read, {count['refused']:,} refused")
+    total = sum(count.total() for count in COUNT.values())
+    print(f"{total:,} inputs, each a result or a sentence")
     return 0
 
 

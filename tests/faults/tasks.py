@@ -1,7 +1,9 @@
 """What the kill tests start in processes of their own: small forms of the course's long tasks."""
 
+import os
 import resource
 import signal
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -61,11 +63,16 @@ def downloading(inputs: Path, out: Path) -> None:
     data_readers.download_ebhi(out, (inputs / "address").read_text())
 
 
+def _dismiss() -> None:
+    """A forked process would wait for the workers that have drawn its tiles to tire."""
+    get_reusable_executor().shutdown()
+
+
 def drawing(inputs: Path, out: Path) -> None:
     """`crc-course data prepare synthetic`, with its own worker processes."""
     if not (out / "tissue").exists():  # which it would say, and stop; killed as it was done
         data.prepare("synthetic", out / "tissue", n=16, seed=0)
-    get_reusable_executor().shutdown()  # a forked process would wait for its workers to tire
+    _dismiss()
 
 
 def commanding(inputs: Path, out: Path) -> None:
@@ -76,6 +83,23 @@ def commanding(inputs: Path, out: Path) -> None:
     given = [word for name, value in small.items() for word in ("--set", f"{name}={value}")]
     if status := main(["pretrain", "--preset", "ci", "--out", str(out), *given]):
         raise SystemExit(status)
+    _dismiss()
+
+
+def running(inputs: Path, out: Path, lessons: str = "01") -> None:
+    """`crc-course run`: papermill, kernels, the cache that they fill, pages."""
+    os.environ["CRC_HELPERS_CACHE"] = str(out / "cache")
+    if status := main(["run", "--preset", "ci", "--lessons", lessons, "--out", str(out / "run"),
+                       "--set", "N_TILES=48"]):  # fmt: skip
+        raise SystemExit(status)
+    _dismiss()
+
+
+def heard(task, inputs: Path, out: Path, said: Path) -> None:
+    """Run a task, and keep what it says to standard error."""
+    os.dup2(os.open(said, os.O_WRONLY | os.O_CREAT), 2)
+    sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
+    task(inputs, out)
 
 
 def limited(task, limit: int, inputs: Path, out: Path, said: Path) -> None:

@@ -1,12 +1,16 @@
 """Properties that hold for any input: loaders, splits, metrics, boxes; and strange numbers."""
 
+import csv
+import io
 import math
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from fuzz import damaged, seeds
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
@@ -35,6 +39,7 @@ settings.register_profile("course", deadline=None, derandomize=True, max_example
                           suppress_health_check=list(HealthCheck))  # fmt: skip
 settings.load_profile("course")
 
+GOOD = seeds()  # images
 shares = st.floats(0.01, 0.99)
 text = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=12)
 
@@ -42,51 +47,102 @@ text = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=1
 # --- loaders -------------------------------------------------------------------------------------
 
 
-@given(st.binary(max_size=400) | text.map(str.encode))
-def test_any_bytes_are_an_image_or_a_sentence(content):
-    try:
-        tile, _, _ = data_readers.decode(Path("x.png"), 8, content)
-        assert tile.shape == (3, 8, 8) and tile.dtype == np.uint8
-    except DataError as error:
-        assert str(error).isprintable() and "x.png" in str(error)
+def test_any_image_is_a_tile_or_a_sentence():
+    """Images of every kind, whole or with an injury; and bytes that are none."""
+    seen = Counter()
+
+    @given(st.sampled_from(GOOD) | damaged(GOOD, most=1) | st.binary(max_size=400))
+    def check(content):
+        try:
+            tile, _, _ = data_readers.decode(Path("x.png"), 8, content)
+            assert tile.shape == (3, 8, 8) and tile.dtype == np.uint8
+            seen["read"] += 1
+        except DataError as error:
+            assert str(error).isprintable() and "x.png" in str(error)
+            seen["refused"] += 1
+
+    check()
+    assert min(seen["read"], seen["refused"]) >= 20, seen
 
 
-@given(st.lists(st.lists(text, min_size=4, max_size=4), max_size=4), st.sampled_from(",;\t"))
-def test_any_table_is_rows_or_a_sentence(tmp_path_factory, rows, separator):
-    path = tmp_path_factory.getbasetemp() / "any.csv"
-    path.write_text("\n".join([HEADER, *(separator.join(row) for row in rows)]), encoding="utf-8")
-    try:
-        table, _ = data_readers.read_table(path, data_readers.MHIST_COLUMNS)
-        assert len(table) > 0 and list(table) == list(data_readers.MHIST_COLUMNS)
-    except DataError as error:
-        assert str(error).isprintable() and "any.csv" in str(error)
+row = st.tuples(text, st.sampled_from(["HP", "SSA", "hp"]), st.integers(0, 7).map(str),
+                st.sampled_from(["train", "test"]))  # fmt: skip
+
+
+def test_any_table_is_rows_or_a_sentence(tmp_path):
+    """Rows as annotations have them, names of any text; and rows of any text."""
+    path, seen = tmp_path / "any.csv", Counter()
+    anything = st.lists(st.lists(text, min_size=4, max_size=4), max_size=4)
+
+    @given(st.lists(row, min_size=1, max_size=4) | anything, st.sampled_from(",,,;\t"))
+    def check(rows, separator):
+        content = io.StringIO(newline="")
+        csv.writer(content, delimiter=separator).writerows([HEADER.split(","), *rows])
+        path.write_bytes(content.getvalue().encode())
+        try:
+            table, _ = data_readers.read_table(path, data_readers.MHIST_COLUMNS)
+            assert 0 < len(table) <= len(rows)
+            assert list(table) == list(data_readers.MHIST_COLUMNS)
+            seen["read"] += 1
+        except DataError as error:
+            assert str(error).isprintable() and "any.csv" in str(error)
+            seen["refused"] += 1
+
+    check()
+    assert min(seen["read"], seen["refused"]) >= 20, seen
 
 
 # --- splits --------------------------------------------------------------------------------------
 
 
-@given(st.lists(st.tuples(st.integers(-1, 2), st.integers(0, 9)), min_size=1, max_size=80),
-       st.booleans(), st.sampled_from(["auto", "paper", "random"]), shares, st.floats(0, 0.9),
-       st.integers(0, 2**32))  # fmt: skip
-def test_any_split_divides_or_says_why_not(tiles, grouped, scheme, test, validation, seed):
-    labels, groups = np.array(tiles).T
-    made = fake_tiles(labels, groups.astype(str) if grouped else None, None, ("a", "b", "c"))
-    try:
-        parts = split(made, scheme, test=test, validation=validation, seed=seed)
-    except DataError as error:
-        assert "fake" in str(error)
-        return
-    every = [parts.train, parts.val, parts.test, parts.unlabelled, parts.discarded]
-    together = np.concatenate(every)
-    assert len(together) == len(np.unique(together))  # no tile is in two parts
-    for part in (parts.train, parts.test):
-        assert set(labels[part]) == {0, 1, 2}
-    if parts.grouped:
-        seen, held = np.concatenate([parts.pretraining, parts.val]), parts.test
-        assert not set(groups[seen]) & set(groups[held])
-    again = split(made, scheme, test=test, validation=validation, seed=seed)
-    assert all((a == b).all() for a, b in zip(every[:3], [again.train, again.val, again.test],
-                                               strict=True))  # fmt: skip
+@st.composite
+def cohorts(draw):
+    """Labels 0, 1, 2 and -1 (none in this task), and a slide for each tile: each class on enough
+    slides for three parts, some slides of two classes; or a few tiles of any kind.
+    """
+    if draw(st.integers(0, 4)) == 0:
+        return draw(st.lists(st.tuples(st.integers(-1, 2), st.integers(0, 9)), min_size=1))
+    sizes = st.lists(st.integers(1, 4), min_size=8, max_size=16)
+    slides = [(label, size) for label in (0, 1, 2, -1) for size in draw(sizes)]
+    tiles = [(label, slide) for slide, (label, size) in enumerate(slides) for _ in range(size)]
+    others = draw(st.lists(st.integers(0, len(slides) - 1), max_size=3))
+    return tiles + [(draw(st.integers(-1, 2)), slide) for slide in others]
+
+
+def test_any_split_divides_or_says_why_not():
+    seen = Counter()
+
+    @given(cohorts(), st.booleans(), st.sampled_from(["auto", "paper", "random"]),
+           st.floats(0.2, 0.5) | shares, st.just(0.0) | st.floats(0.2, 0.5) | st.floats(0, 0.9),
+           st.integers(0, 2**32 - 1))  # fmt: skip
+    def check(tiles, grouped, scheme, test, validation, seed):
+        labels, groups = np.array(tiles).T
+        made = fake_tiles(labels, groups.astype(str) if grouped else None, None, ("a", "b", "c"))
+        given_to = {"test": test, "validation": validation, "seed": seed}
+        try:
+            parts = split(made, scheme, **given_to)
+        except DataError as error:
+            assert "fake" in str(error)
+            seen["refused"] += 1
+            return
+        every = [parts.train, parts.val, parts.test, parts.unlabelled, parts.discarded]
+        together = np.concatenate(every)
+        assert len(together) == len(np.unique(together))  # no tile is in two parts
+        for part in (parts.train, parts.test, *([parts.val] if validation else [])):
+            assert set(labels[part]) == {0, 1, 2}
+        if parts.grouped:
+            known, held = np.concatenate([parts.pretraining, parts.val]), parts.test
+            assert not set(groups[known]) & set(groups[held])
+            assert not set(groups[parts.pretraining]) & set(groups[parts.val])
+        else:
+            assert len(together) == len(labels)  # every tile is in one
+        again = split(made, scheme, **given_to)
+        assert all((a == b).all() for a, b in zip(every[:3], [again.train, again.val, again.test],
+                                                   strict=True))  # fmt: skip
+        seen["grouped" if parts.grouped else "divided"] += 1
+
+    check()
+    assert min(seen["grouped"], seen["refused"]) >= 10 and seen["divided"] >= 30, seen
 
 
 # --- intervals and metrics -----------------------------------------------------------------------
@@ -188,6 +244,32 @@ def test_the_batch_that_made_a_loss_nan_is_kept(coloured_tiles, fabric, tmp_path
         order = list(pretraining.batches(16, 8, 0, 1))
         np.testing.assert_array_equal(kept["index"], order[1])
     assert load_checkpoint(tmp_path / "run.ckpt", "") is None
+
+
+@pytest.mark.parametrize("fault", ["logits", "loss"])
+def test_the_tiles_that_made_a_validation_loss_nan_are_kept(
+    fault, coloured_tiles, fabric, tmp_path
+):
+    class Choking(Classifier):
+        def forward(self, images):
+            logits = super().forward(images)
+            bright = images.mean(dim=(1, 2, 3)) > 0.99
+            return logits.masked_fill(bright[:, None], math.nan)
+
+    def val_loss(logits, labels):
+        return torch.tensor(math.nan) if fault == "loss" else logits.sum()
+
+    val = coloured_tiles.copy()
+    if fault == "logits":
+        val[[5, 11]] = 255
+    labels = np.arange(16) % 2
+    with pytest.raises(FloatingPointError, match=r"validation loss of epoch 1 is nan; its tiles"):
+        fine_tune(Choking(Encoder("resnet8"), 2), coloured_tiles, labels, val, labels,
+                  VIEWS["gentle"], fabric, checkpoint=tmp_path / "run.ckpt", val_criterion=val_loss,
+                  **SETTINGS)  # fmt: skip
+    with np.load(tmp_path / "run_bad_batch.npz") as kept:
+        assert kept["index"].tolist() == ([5, 11] if fault == "logits" else list(range(8)))
+        np.testing.assert_array_equal(kept["images"], val[kept["index"]])
 
 
 def test_labels_that_changed_are_not_gone_on_with(coloured_tiles, fabric, tmp_path, capsys):
