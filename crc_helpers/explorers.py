@@ -325,7 +325,7 @@ def tile_options(tiles: Tiles, indices: np.ndarray) -> list[tuple[str, int]]:
 def tissue_figure(parameters: TissueParameters, seed: int) -> Figure:
     """Draw a tile, the same with the region that decides, and how readers like ours would vote."""
     drawing, found = draw(parameters, seed), distortion(parameters)
-    places = [(0.004, 0.11, 0.35, 0.8), (0.364, 0.11, 0.35, 0.8), (0.8, 0.25, 0.19, 0.66)]
+    places = [(0.004, 0.11, 0.35, 0.8), (0.364, 0.11, 0.35, 0.8), (0.8, 0.25, 0.19, 0.58)]
     figure, axes = fixed_axes(3.5, places)
     show_tile(axes[0], drawing.image, "what a reader sees")
     show_tile(axes[1], drawing.image, "the pixels that decide", drawing.diagnostic)
@@ -337,7 +337,7 @@ def tissue_figure(parameters: TissueParameters, seed: int) -> Figure:
     axes[2].set_xlabel("votes for SSA, of seven", fontsize=10)
     axes[2].set_ylabel("share of panels", fontsize=10)
     axes[2].tick_params(labelsize=9)
-    axes[2].set_title(f"label SSA: {share[4:].sum():.0%} of panels", fontsize=10)
+    axes[2].set_title(f"label SSA:\n{share[4:].sum():.0%} of panels", fontsize=10)
     rule = f"distortion of the worst crypt {found:.2f}, SSA from {UNEQUIVOCAL}"
     figure.supxlabel(f"by the rule: {CLASS_NAMES[diagnose([found])]} ({rule})", fontsize=11)
     return figure
@@ -480,7 +480,7 @@ def temperature_figure(
     weight /= weight.sum(1, keepdims=True)
     partner = np.roll(np.arange(2 * n), n)
     losses = -np.log(weight[np.arange(2 * n), partner])
-    places = [(left, 0.15, 0.325, 0.72) for left in (0.04, 0.41)] + [(0.785, 0.15, 0.205, 0.72)]
+    places = [(left, 0.15, 0.325, 0.72) for left in (0.04, 0.41)] + [(0.785, 0.15, 0.205, 0.66)]
     figure, axes = fixed_axes(3.6, places)
     softmax = f"softmax at τ = {temperature:.2f}\n(dark 0, yellow 1)"
     pictures = ((similarity, "cosine\n(blue −1, red 1)", (-1, 1), "coolwarm", "k"),
@@ -497,14 +497,17 @@ def temperature_figure(
         ax.plot(false[:, 1], false[:, 0], "x", color=ink, markersize=5)
     axes[2].barh(order, losses, color=PALETTE[0])
     axes[2].invert_yaxis()
-    marks = (chance_loss(n), "chance", "right"), (floor_loss(n, temperature), "floor", "left")
-    for value, name, side in marks:
+    marks = (
+        (chance_loss(n), "chance", "right", 1.01),
+        (floor_loss(n, temperature), "floor", "left", 1.08),  # higher: the lines may meet
+    )
+    for value, name, side, height in marks:
         axes[2].axvline(value, **CHANCE)
-        axes[2].annotate(name, (value, 1.01), xycoords=("data", "axes fraction"), ha=side,
+        axes[2].annotate(name, (value, height), xycoords=("data", "axes fraction"), ha=side,
                          va="bottom", color="0.35", fontsize=10)  # fmt: skip
     axes[2].set_xlabel("loss of the anchor", fontsize=10)
     axes[2].tick_params(labelsize=9)
-    axes[2].set_title(f"NT-Xent {losses.mean():.3f}", pad=20, fontsize=10)  # above the names
+    axes[2].set_title(f"NT-Xent {losses.mean():.3f}", pad=32, fontsize=10)  # above the names
     axes[2].set_xlim(0, max(losses.max(), chance_loss(n)) * 1.08)
     for ax in axes:
         ax.set_yticks(order, names, fontsize=9)
@@ -546,7 +549,7 @@ def embedding_figure(
     """
     near = nearest(features, i)
     places = [(0.52 + 0.16 * k, bottom, 0.155, 0.36) for bottom in (0.55, 0.11) for k in range(3)]
-    figure, (ax, *pictures) = fixed_axes(3.5, [(0.01, 0.11, 0.38, 0.8), *places])
+    figure, (ax, *pictures) = fixed_axes(3.5, [(0.01, 0.11, 0.34, 0.8), *places])
     values, names = colours_of(tiles, kind)
     colours = ListedColormap([PALETTE[0], PALETTE[3]]) if len(names) == 2 else "viridis"
     shown = ax.scatter(*points.T, c=values, s=14, linewidths=0, alpha=0.8, cmap=colours)
@@ -558,7 +561,8 @@ def embedding_figure(
     ax.set_title(title, fontsize=10)
     if names:
         handles = shown.legend_elements(num=None)[0]
-        ax.legend(handles, names, title=kind, fontsize=9, title_fontsize=9, loc="center left",
+        words = [shortened(name, 12) for name in names]  # up to the pictures beside them
+        ax.legend(handles, words, title=kind, fontsize=9, title_fontsize=9, loc="center left",
                   bbox_to_anchor=(1, 0.5), frameon=False, handletextpad=0)  # fmt: skip
     for place, (ax, j) in enumerate(zip(pictures, (i, *near), strict=False)):
         label = tiles.class_names[tiles.labels[j]] if tiles.labels[j] >= 0 else "no label"
@@ -577,6 +581,11 @@ def embedding_figure(
         notes.append(f"of its slide {mates:.0%} (chance {chance:.0%})")
     figure.supxlabel(" · ".join(notes), fontsize=11)
     return figure
+
+
+def shortened(text: str, n: int) -> str:
+    """A text of at most n characters."""
+    return text if len(text) <= n else f"{text[: n - 1]}…"
 
 
 def colours_of(tiles: Tiles, kind: str) -> tuple[np.ndarray, list[str]]:
@@ -663,7 +672,7 @@ def threshold_figure(
         low, high = wilson_interval(int(k), int(n))
         axes[1].plot([low, high], [row, row], color=PALETTE[0], linewidth=3)
         if n:
-            axes[1].plot(k / n, row, "o", color=PALETTE[0])
+            axes[1].plot(k / n, row, "o", color=PALETTE[0], clip_on=False)
         text = f"{k / n:.2f} [{low:.2f}, {high:.2f}]" if n else "none called"
         axes[1].text(1.04, row, text, va="center", fontsize=10)
     if called:
@@ -672,7 +681,7 @@ def threshold_figure(
         ends = [wilson_interval(int(counts[c, c]), int(counts[c].sum())) for c in (1, 0)]
         low, high = (precision_at_prevalence(*end, prevalence) for end in zip(*ends, strict=True))
         axes[1].plot([low, high], [4, 4], color=PALETTE[1], linewidth=3)
-        axes[1].plot(there, 4, "D", color=PALETTE[1])
+        axes[1].plot(there, 4, "D", color=PALETTE[1], clip_on=False)
         axes[1].text(1.04, 4, f"{there:.2f} [{low:.2f}, {high:.2f}]", va="center", fontsize=10)
     axes[1].set(xlim=(0, 1), title=f"threshold {threshold:.2f}", xticks=(0, 0.5, 1),
                 xlabel="Wilson intervals: tiles as if independent")  # fmt: skip
@@ -921,8 +930,8 @@ class GradCamExplorer(Explorer):
                     f"{name}: {width}×{height} px; a side may have {LONGEST:,} px, and {NARROWEST}"
                     " times those of the other: cut a tile out of it"
                 )
-            short = name if len(name) <= 24 else f"{name[:23]}…"
-            return np.ascontiguousarray(image), None, f"{short}, {width}×{height} px"
+            title = f"{shortened(name, 24)}, {width}×{height} px"
+            return np.ascontiguousarray(image), None, title
         i = self.tile.value
         label = self.tiles.labels[i]
         name = self.tiles.class_names[label] if label >= 0 else "none"

@@ -705,6 +705,37 @@ def test_the_temperature_figure_agrees_with_nt_xent():
         plt.close(figure)
 
 
+@pytest.mark.parametrize("temperature", [0.05, 0.2, 1.0])
+def test_no_words_of_the_temperature_figure_cover_others(temperature):
+    figure = temperature_figure(np.eye(8), list("abcdABCD"), temperature, [0, 0, 1, 1])
+    figure.canvas.draw()
+    words = [*figure.axes[2].texts, figure.axes[2].title]
+    boxes = [text.get_window_extent() for text in words]
+    assert len(words) == 3 and boxes[2].y1 <= figure.bbox.y1
+    assert not [1 for k in range(3) for box in boxes[:k] if boxes[k].overlaps(box)]
+    plt.close(figure)
+
+
+@pytest.mark.parametrize("severity", [0.2, 1.0])
+def test_no_words_of_the_tissue_figure_are_cut_off(severity):
+    figure = tissue_figure(TissueParameters(severity=severity), 7)
+    figure.canvas.draw()
+    words = [figure.axes[2].title, figure.axes[2].xaxis.label, figure._supxlabel]
+    for box in (text.get_window_extent() for text in words):
+        assert figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1 and box.y1 <= figure.bbox.y1
+    plt.close(figure)
+
+
+def test_names_of_the_embedding_end_before_the_pictures(embedding):
+    tiles, features, maps = embedding
+    tiles = replace(tiles, class_names=("a name of a class that goes on", "SSA"))
+    figure = embedding_figure(maps["after"], features["after"], tiles, 3, "class")
+    figure.canvas.draw()
+    legend = figure.axes[0].get_legend().get_window_extent()
+    assert legend.x1 <= figure.axes[1].get_window_extent().x0
+    plt.close(figure)
+
+
 def test_the_temperature_slider_redraws():
     explorer = TemperatureExplorer(np.eye(8), list("abcdABCD"), [0, 0, 1, 1], 0.2)
     before = explorer.picture.value
