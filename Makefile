@@ -22,7 +22,7 @@ course: $(INSTALLED)  ## run all lessons on the embedded tissue (class preset) i
 	$(BIN)/crc-course run --preset class --out $(OUT)
 
 lab: $(INSTALLED)  ## open the lessons in JupyterLab
-	$(BIN)/jupyter lab --notebook-dir=.
+	$(BIN)/jupyter lab --notebook-dir=. --ServerApp.tornado_settings='{"websocket_max_message_size": 104857600}'
 
 test: $(INSTALLED)  ## run every test, the notebooks among them
 	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadgroup

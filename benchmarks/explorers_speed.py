@@ -35,6 +35,7 @@ IN_BROWSER = [
     ("05", "threshold", ["ArrowRight", "ArrowLeft"], 200),
     ("06", "boxes at", ["ArrowRight", "ArrowLeft"], 100),
     ("06", "opacity", ["ArrowRight", "ArrowLeft"], 100),
+    ("06", "colours", ["a list"], 100),
     ("06", "tile", ["a list"], 400),
     ("06", "eosin", ["ArrowRight", "ArrowLeft"], 400),
 ]
@@ -73,14 +74,14 @@ def main() -> None:
     embedding = explorers.EmbeddingExplorer(tiles, features, flat)
     threshold = explorers.ThresholdExplorer(tiles, rng.random(len(tiles)))
     cam = explorers.GradCamExplorer(networks, tiles, index, 96)
-    live = explorers.LiveExplorer(networks["one"], 96, knobs)
+    live = explorers.LiveExplorer(networks, 96, knobs)
     offered = [value for _, value in cam.tile.options][1:]
     measured = {
         "tissue": (
             moves(tissue, tissue.sliders["severity"]),
             200,
         ),
-        "views": (moves(views, views.sliders["stain"]), 200),
+        "views": (moves(views, views.strengths["stain"]), 200),
         "temperature": (
             moves(temperature, temperature.temperature),
             200,
@@ -90,6 +91,7 @@ def main() -> None:
         "Grad-CAM, another tile": (moves(cam, cam.tile, (offered * 4)[:MOVES]), 400),
         "Grad-CAM, boxes": (moves(cam, cam.threshold), 100),
         "Grad-CAM, opacity": (moves(cam, cam.opacity), 100),
+        "Grad-CAM, colours": (moves(cam, cam.scale, list(cam.scale.options) * (MOVES // 2)), 100),
         "Grad-CAM, live tissue": (
             moves(live, live.sliders["eosin"]),
             400,
@@ -127,7 +129,9 @@ def in_browser() -> None:
             count = moved.locator("option").count()
             acts = [partial(moved.press, key) for key in keys]
             if count:
-                acts = [partial(moved.select_option, index=k) for k in (1, 2, 3, 0)]
+                acts = [
+                    partial(moved.select_option, index=k) for k in (*range(1, min(count, 4)), 0)
+                ]
             took = [
                 browser.timed(page, moved, act)[0]
                 for act, _ in zip(itertools.cycle(acts), range(MOVES), strict=False)

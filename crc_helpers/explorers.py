@@ -4,13 +4,16 @@ import base64
 import io
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import ipywidgets as widgets
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from IPython import get_ipython
 from lightning.fabric import Fabric
 from matplotlib.axes import Axes
 from matplotlib.collections import PatchCollection
@@ -21,7 +24,7 @@ from sklearn.metrics import precision_recall_curve, roc_curve
 
 from crc_helpers.augmentation import Views, apply, draw_parameters, shrink
 from crc_helpers.data import Tiles
-from crc_helpers.data_readers import SUFFIXES, decode
+from crc_helpers.data_readers import SUFFIXES, DataError, decode
 from crc_helpers.evaluation import precision_at_prevalence, wilson_interval
 from crc_helpers.explanations_on_trial import hires_cam, layer_cam
 from crc_helpers.figures import (
@@ -60,6 +63,8 @@ METHODS = {
     "LayerCAM": layer_cam,
 }  # what turns a layer's activations into a map
 OWN = -1  # in place of a tile's row: a picture that was uploaded
+LONGEST = 10_000  # pixels of a side of a picture that is uploaded, and …
+NARROWEST = 20  # … how many times the shorter side the longer may be: a strip is no tile
 WIDTH = 8.0  # inches of a figure: at 100 dots an inch it fits beside JupyterLab's list of files
 
 
@@ -198,6 +203,24 @@ def as_png(figures: Iterable[Figure]) -> bytes:
     return cv2.imencode(".png", np.concatenate(pictures))[1].tobytes()  # twice as fast as Pillow's
 
 
+SHOWN: dict[str, tuple[str, list["Explorer"]]] = {}  # id of a cell: its last run, and what it shows
+
+
+def running_cell() -> tuple[str, str] | None:
+    """Id of the notebook's cell that is running, and of this run; None where the page says none."""
+    parent = getattr(get_ipython(), "get_parent", dict)()
+    cell = parent.get("metadata", {}).get("cellId")
+    return (cell, parent["header"]["msg_id"]) if cell else None
+
+
+def close(widget: widgets.Widget) -> None:
+    """Close a widget, what it holds, and what says how it looks."""
+    looks = (getattr(widget, name, None) for name in ("layout", "style"))
+    for held in (*getattr(widget, "children", ()), *filter(None, looks)):
+        close(held)
+    widget.close()
+
+
 class Explorer:
     """Controls over a pure function that draws a figure: one picture, updated in place.
 
@@ -243,7 +266,29 @@ class Explorer:
             self.message.value = f"Not drawn: {error}"
 
     def show(self) -> widgets.Widget:
-        """Return the widget, for the last line of a cell."""
+        """Return the widget, for the last line of a cell; what an earlier run showed is closed."""
+        if cell := running_cell():
+            run, shown = SHOWN.get(cell[0], ("", []))
+            if run != cell[1]:
+                for old in shown:
+                    if old is not self:
+                        old.close()
+                shown = []
+            SHOWN[cell[0]] = cell[1], [*shown, self]
+        return self.whole
+
+    @cached_property
+    def whole(self) -> widgets.Widget:
+        """All that is shown, arranged once."""
+        return self.arranged()
+
+    def close(self) -> None:
+        """Let go of all widgets; ipywidgets keeps the others, with networks and tiles, for ever."""
+        close(self.whole)
+        self.whole.children = ()  # the box itself stays in IPython's list of outputs
+
+    def arranged(self) -> widgets.Widget:
+        """The controls in two columns, over the picture."""
         half = -(-len(self.controls) // 2)
         columns = [widgets.VBox(self.controls[:half]), widgets.VBox(self.controls[half:])]
         rows = widgets.HBox(columns, layout={"flex_flow": "row wrap"})
@@ -280,7 +325,7 @@ def tile_options(tiles: Tiles, indices: np.ndarray) -> list[tuple[str, int]]:
 def tissue_figure(parameters: TissueParameters, seed: int) -> Figure:
     """Draw a tile, the same with the region that decides, and how readers like ours would vote."""
     drawing, found = draw(parameters, seed), distortion(parameters)
-    places = [(0.004, 0.11, 0.35, 0.8), (0.364, 0.11, 0.35, 0.8), (0.8, 0.25, 0.19, 0.66)]
+    places = [(0.004, 0.11, 0.35, 0.8), (0.364, 0.11, 0.35, 0.8), (0.8, 0.25, 0.19, 0.58)]
     figure, axes = fixed_axes(3.5, places)
     show_tile(axes[0], drawing.image, "what a reader sees")
     show_tile(axes[1], drawing.image, "the pixels that decide", drawing.diagnostic)
@@ -292,7 +337,7 @@ def tissue_figure(parameters: TissueParameters, seed: int) -> Figure:
     axes[2].set_xlabel("votes for SSA, of seven", fontsize=10)
     axes[2].set_ylabel("share of panels", fontsize=10)
     axes[2].tick_params(labelsize=9)
-    axes[2].set_title(f"label SSA: {share[4:].sum():.0%} of panels", fontsize=10)
+    axes[2].set_title(f"label SSA:\n{share[4:].sum():.0%} of panels", fontsize=10)
     rule = f"distortion of the worst crypt {found:.2f}, SSA from {UNEQUIVOCAL}"
     figure.supxlabel(f"by the rule: {CLASS_NAMES[diagnose([found])]} ({rule})", fontsize=11)
     return figure
@@ -301,17 +346,19 @@ def tissue_figure(parameters: TissueParameters, seed: int) -> Figure:
 class TissueExplorer(Explorer):
     """The tissue generator's parameters as sliders; the same seed keeps the same crypts.
 
-    names: fields of TissueParameters, a slider each.
+    names: fields of TissueParameters, a slider each; more: controls below them.
     """
 
-    def __init__(self, names: Sequence[str], seed: int = 0) -> None:
+    def __init__(
+        self, names: Sequence[str], seed: int = 0, more: Sequence[widgets.Widget] = ()
+    ) -> None:
         known = {f.name: f for f in fields(TissueParameters)}
         self.sliders = {}
         for name in names:
             (low, high), value = known[name].metadata["bounds"], known[name].default
             self.sliders[name] = slider(name.replace("_", " "), value, low, high)
         self.seed = widgets.BoundedIntText(value=seed, min=0, max=9999, **named("which tile"))
-        super().__init__([*self.sliders.values(), self.seed])
+        super().__init__([*self.sliders.values(), self.seed, *more])
 
     def parameters(self) -> TissueParameters:
         """What the sliders say."""
@@ -373,15 +420,24 @@ def still_shown(mask: np.ndarray, matrices: np.ndarray) -> np.ndarray:
 # Name of a slider: field of Views, lowest and highest value.
 STRENGTHS = {
     "smallest crop": ("crop", 0.08, 1.0), "rotation (°)": ("rotate", 0, 45),
-    "shear (°)": ("shear", 0, 30), "brightness": ("brightness", 0, 0.8),
-    "contrast": ("contrast", 0, 0.8), "saturation": ("saturation", 0, 0.8),
-    "hue (turns)": ("hue", 0, 0.5), "stain": ("stain", 0, 0.8),
-    "grey, chance": ("grayscale", 0, 1), "blur, chance": ("blur", 0, 1),
+    "shift (share)": ("translate", 0, 0.3), "shear (°)": ("shear", 0, 30),
+    "brightness": ("brightness", 0, 0.8), "contrast": ("contrast", 0, 0.8),
+    "saturation": ("saturation", 0, 0.8), "hue (turns)": ("hue", 0, 0.5),
+    "stain": ("stain", 0, 0.8), "grey, chance": ("grayscale", 0, 1),
+    "blur, chance": ("blur", 0, 1), "widest blur (px)": ("blur_sigma", 0.3, 4),
 }  # fmt: skip
+SWITCHES = {"flips": "flip", "quarter turns": "turn"}  # name of a checkbox: field of Views
+
+
+def views_of(start: Views, chosen: dict[str, float]) -> Views:
+    """A recipe with other strengths: of crop the smallest is chosen, of blur_sigma the widest."""
+    crop, blur = chosen["crop"], chosen["blur_sigma"]
+    pairs = {"crop": (crop, 1.0), "blur_sigma": (min(start.blur_sigma[0], blur), blur)}
+    return replace(start, **chosen | pairs)
 
 
 class ViewsExplorer(Explorer):
-    """Two views of a tile, with the strength of every transform a slider.
+    """Two views of a tile, with a slider or a checkbox for every transform.
 
     indices: rows of `tiles` to choose from; views: the recipe to start from; size: side of a view.
     """
@@ -389,20 +445,22 @@ class ViewsExplorer(Explorer):
     def __init__(self, tiles: Tiles, indices: np.ndarray, views: Views, size: int) -> None:
         self.tiles, self.views, self.size = tiles, views, size
         self.tile = widgets.Dropdown(options=tile_options(tiles, indices), **named("tile"))
-        self.sliders = {}
-        for label, (name, low, high) in STRENGTHS.items():
-            value = views.crop[0] if name == "crop" else getattr(views, name)
-            self.sliders[name] = slider(label, value, low, high)
+        start = vars(views) | {"crop": views.crop[0], "blur_sigma": views.blur_sigma[1]}
+        self.strengths = {
+            name: slider(label, start[name], low, high)
+            for label, (name, low, high) in STRENGTHS.items()
+        }
+        for label, name in SWITCHES.items():
+            self.strengths[name] = widgets.Checkbox(value=start[name], **named(label))
         self.again = widgets.BoundedIntText(value=0, min=0, max=9999, **named("draw number"))
-        super().__init__([self.tile, *self.sliders.values(), self.again])
+        super().__init__([self.tile, *self.strengths.values(), self.again])
         button = widgets.Button(description="draw again", layout={"margin": "2px 0 2px 150px"})
         button.on_click(lambda _: self.again.set_trait("value", self.again.value + 1))
         self.controls.append(button)
 
     def figure(self) -> Figure:
-        """Draw the views that the sliders ask for."""
-        chosen = {name: s.value for name, s in self.sliders.items() if name != "crop"}
-        views = replace(self.views, crop=(self.sliders["crop"].value, 1.0), **chosen)
+        """Draw the views that the controls ask for."""
+        views = views_of(self.views, {name: c.value for name, c in self.strengths.items()})
         i, masks = self.tile.value, self.tiles.masks
         mask = None if masks is None else masks[i]
         return views_figure(self.tiles.images[i], views, self.size, self.again.value, mask)
@@ -422,7 +480,7 @@ def temperature_figure(
     weight /= weight.sum(1, keepdims=True)
     partner = np.roll(np.arange(2 * n), n)
     losses = -np.log(weight[np.arange(2 * n), partner])
-    places = [(left, 0.15, 0.325, 0.72) for left in (0.04, 0.41)] + [(0.785, 0.15, 0.205, 0.72)]
+    places = [(left, 0.15, 0.325, 0.72) for left in (0.04, 0.41)] + [(0.785, 0.15, 0.205, 0.66)]
     figure, axes = fixed_axes(3.6, places)
     softmax = f"softmax at τ = {temperature:.2f}\n(dark 0, yellow 1)"
     pictures = ((similarity, "cosine\n(blue −1, red 1)", (-1, 1), "coolwarm", "k"),
@@ -439,14 +497,17 @@ def temperature_figure(
         ax.plot(false[:, 1], false[:, 0], "x", color=ink, markersize=5)
     axes[2].barh(order, losses, color=PALETTE[0])
     axes[2].invert_yaxis()
-    marks = (chance_loss(n), "chance", "right"), (floor_loss(n, temperature), "floor", "left")
-    for value, name, side in marks:
+    marks = (
+        (chance_loss(n), "chance", "right", 1.01),
+        (floor_loss(n, temperature), "floor", "left", 1.08),  # higher: the lines may meet
+    )
+    for value, name, side, height in marks:
         axes[2].axvline(value, **CHANCE)
-        axes[2].annotate(name, (value, 1.01), xycoords=("data", "axes fraction"), ha=side,
+        axes[2].annotate(name, (value, height), xycoords=("data", "axes fraction"), ha=side,
                          va="bottom", color="0.35", fontsize=10)  # fmt: skip
     axes[2].set_xlabel("loss of the anchor", fontsize=10)
     axes[2].tick_params(labelsize=9)
-    axes[2].set_title(f"NT-Xent {losses.mean():.3f}", pad=20, fontsize=10)  # above the names
+    axes[2].set_title(f"NT-Xent {losses.mean():.3f}", pad=32, fontsize=10)  # above the names
     axes[2].set_xlim(0, max(losses.max(), chance_loss(n)) * 1.08)
     for ax in axes:
         ax.set_yticks(order, names, fontsize=9)
@@ -469,11 +530,14 @@ class TemperatureExplorer(Explorer):
 
 
 def nearest(features: np.ndarray, i: int, k: int = 5) -> np.ndarray:
-    """The k rows of features (N, D) with the highest cosine to row i, itself left out, int (k,)."""
-    unit = features / np.linalg.norm(features, axis=1, keepdims=True)
-    cosine = unit @ unit[i]
-    cosine[i] = -np.inf
-    return np.argsort(-cosine)[: min(k, len(features) - 1)]
+    """The k rows of features (N, D) with the highest cosine to row i, itself left out, int (k,).
+
+    A row of zeros, which a collapsed encoder gives, has cosine 0 to all; among equals, the first.
+    """
+    length = np.linalg.norm(features, axis=1, keepdims=True)
+    unit = features / np.where(length > 0, length, 1)
+    others = np.delete(np.arange(len(features)), i)
+    return others[np.argsort(-(unit[others] @ unit[i]), kind="stable")][:k]
 
 
 def embedding_figure(
@@ -485,7 +549,7 @@ def embedding_figure(
     """
     near = nearest(features, i)
     places = [(0.52 + 0.16 * k, bottom, 0.155, 0.36) for bottom in (0.55, 0.11) for k in range(3)]
-    figure, (ax, *pictures) = fixed_axes(3.5, [(0.01, 0.11, 0.38, 0.8), *places])
+    figure, (ax, *pictures) = fixed_axes(3.5, [(0.01, 0.11, 0.34, 0.8), *places])
     values, names = colours_of(tiles, kind)
     colours = ListedColormap([PALETTE[0], PALETTE[3]]) if len(names) == 2 else "viridis"
     shown = ax.scatter(*points.T, c=values, s=14, linewidths=0, alpha=0.8, cmap=colours)
@@ -497,7 +561,8 @@ def embedding_figure(
     ax.set_title(title, fontsize=10)
     if names:
         handles = shown.legend_elements(num=None)[0]
-        ax.legend(handles, names, title=kind, fontsize=9, title_fontsize=9, loc="center left",
+        words = [shortened(name, 12) for name in names]  # up to the pictures beside them
+        ax.legend(handles, words, title=kind, fontsize=9, title_fontsize=9, loc="center left",
                   bbox_to_anchor=(1, 0.5), frameon=False, handletextpad=0)  # fmt: skip
     for place, (ax, j) in enumerate(zip(pictures, (i, *near), strict=False)):
         label = tiles.class_names[tiles.labels[j]] if tiles.labels[j] >= 0 else "no label"
@@ -516,6 +581,11 @@ def embedding_figure(
         notes.append(f"of its slide {mates:.0%} (chance {chance:.0%})")
     figure.supxlabel(" · ".join(notes), fontsize=11)
     return figure
+
+
+def shortened(text: str, n: int) -> str:
+    """A text of at most n characters."""
+    return text if len(text) <= n else f"{text[: n - 1]}…"
 
 
 def colours_of(tiles: Tiles, kind: str) -> tuple[np.ndarray, list[str]]:
@@ -546,7 +616,7 @@ class EmbeddingExplorer(Explorer):
         self.tiles, self.features, self.maps = tiles, features, maps
         known = {"class": True, "slide": tiles.groups is not None, "votes": tiles.votes is not None}
         kinds = [kind for kind, there in known.items() if there]
-        kinds += [] if tiles.metadata is None else list(tiles.metadata)
+        kinds += [] if tiles.metadata is None else [c for c in tiles.metadata if c not in known]
         self.encoder = widgets.Dropdown(
             options=list(maps), value=list(maps)[-1], **named("encoder")
         )
@@ -602,7 +672,7 @@ def threshold_figure(
         low, high = wilson_interval(int(k), int(n))
         axes[1].plot([low, high], [row, row], color=PALETTE[0], linewidth=3)
         if n:
-            axes[1].plot(k / n, row, "o", color=PALETTE[0])
+            axes[1].plot(k / n, row, "o", color=PALETTE[0], clip_on=False)
         text = f"{k / n:.2f} [{low:.2f}, {high:.2f}]" if n else "none called"
         axes[1].text(1.04, row, text, va="center", fontsize=10)
     if called:
@@ -611,7 +681,7 @@ def threshold_figure(
         ends = [wilson_interval(int(counts[c, c]), int(counts[c].sum())) for c in (1, 0)]
         low, high = (precision_at_prevalence(*end, prevalence) for end in zip(*ends, strict=True))
         axes[1].plot([low, high], [4, 4], color=PALETTE[1], linewidth=3)
-        axes[1].plot(there, 4, "D", color=PALETTE[1])
+        axes[1].plot(there, 4, "D", color=PALETTE[1], clip_on=False)
         axes[1].text(1.04, 4, f"{there:.2f} [{low:.2f}, {high:.2f}]", va="center", fontsize=10)
     axes[1].set(xlim=(0, 1), title=f"threshold {threshold:.2f}", xticks=(0, 0.5, 1),
                 xlabel="Wilson intervals: tiles as if independent")  # fmt: skip
@@ -664,11 +734,11 @@ class ThresholdExplorer(Explorer):
         a, b = tiles.class_names[:2]
         self.threshold = slider("threshold", 0.5, 0.0, 1.0)
         self.prevalence = slider(f"share of {b}", float((tiles.labels == 1).mean()), 0.01, 0.99)
-        cells = {
-            f"{t} called {p}": (i, j) for i, t in enumerate((a, b)) for j, p in enumerate((a, b))
-        }
+        cells = [
+            (f"{t} called {p}", (i, j)) for i, t in enumerate((a, b)) for j, p in enumerate((a, b))
+        ]
         # Were it None, ipywidgets would sometimes begin with nothing selected.
-        self.cell = widgets.Dropdown(options={"none": ()} | cells, **named("show tiles"))
+        self.cell = widgets.Dropdown(options=[("none", ()), *cells], **named("show tiles"))
         super().__init__([self.threshold, self.prevalence, self.cell])
 
     def figure(self) -> Figure:
@@ -683,7 +753,10 @@ class ThresholdExplorer(Explorer):
             yield cell_figure(self.tiles, self.score, self.threshold.value, *self.cell.value)
 
 
-def strip(images: np.ndarray, chosen: int | None, columns: int = 12, side: int = 72) -> bytes:
+STRIP, SIDE = 12, 72  # thumbnails in a strip, pixels of a side
+
+
+def strip(images: np.ndarray, chosen: int | None, columns: int = STRIP, side: int = SIDE) -> bytes:
     """A row of numbered thumbnails as PNG, the one at position `chosen` framed.
 
     images: uint8 (n, 3, H, W), n at most `columns`.
@@ -702,6 +775,28 @@ def strip(images: np.ndarray, chosen: int | None, columns: int = 12, side: int =
     return buffer.getvalue()
 
 
+def choices(models: dict[str, Classifier], class_names: Sequence[str]) -> list[widgets.Dropdown]:
+    """Lists of networks, of classes (the second chosen), and of layers (the last that counts)."""
+    first = next(iter(models.values()))
+    classes = [(name, c) for c, name in enumerate(class_names)]
+    return [
+        widgets.Dropdown(options=[(name, name) for name in models], **named("network")),
+        widgets.Dropdown(options=classes, value=1, **named("class explained")),
+        widgets.Dropdown(
+            options=[(n, n) for n in stage_names(first)], value=last_stage(first), **named("layer")
+        ),
+    ]
+
+
+class Asked(NamedTuple):
+    """What is to be explained of a tile, and how: a value of each control of that name."""
+
+    model: str
+    target: int
+    layer: str
+    method: str
+
+
 class GradCamExplorer(Explorer):
     """Grad-CAM on a tile, or a picture of your own, as you like to see it.
 
@@ -713,28 +808,38 @@ class GradCamExplorer(Explorer):
         self, models: dict[str, Classifier], tiles: Tiles, indices: np.ndarray, size: int
     ) -> None:
         self.models, self.tiles, self.size, self.indices = models, tiles, size, indices
-        self.ends, self.said, self.heats, self.offered = {}, {}, {}, indices[:12]
+        self.ends, self.said, self.heats, self.offered = {}, {}, {}, indices[:STRIP]
         self.in_strip = None  # tiles and position of the frame
-        first = next(iter(models.values()))
-        classes = [(n, c) for c, n in enumerate(tiles.class_names)]
-        filters = ["all", *tiles.class_names, "right", "wrong", "least sure"]
+        filters = ["all", *(f"class {n}" for n in tiles.class_names), "right", "wrong"]
+        filters += ["least sure"]
         filters += ["readers 4 : 3"] * (tiles.votes is not None)
         self.filter = widgets.Dropdown(options=filters, **named("offer tiles"))
         self.strip = widgets.Image(format="png", layout={"max_width": "100%"})
         self.strip.add_class("strip")
+        # Each below its picture, however narrow the page.
+        self.picks = [
+            widgets.Button(description=str(k + 1), tooltip=f"tile {k + 1}",
+                           layout={"flex": "1 1 0", "width": "auto", "min_width": "0",
+                                   "margin": "0 3px", "padding": "0"})
+            for k in range(STRIP)
+        ]  # fmt: skip
+        for k, button in enumerate(self.picks):
+            button.on_click(lambda _, k=k: self.tile.set_trait("value", int(self.offered[k])))
         self.tile = widgets.Dropdown(options=tile_options(tiles, self.offered), **named("tile"))
+        # So much Jupyter lets through as one message, and by `make lab` ten times as much.
         self.upload = widgets.FileUpload(
-            accept=",".join(SUFFIXES), description="or your own image, up to 10 MB",
+            accept=",".join(SUFFIXES), description="or your own image (10 MB; make lab: 100 MB)",
             layout={"width": "400px"},
         )  # fmt: skip
-        self.model = widgets.Dropdown(options=list(models), **named("network"))
-        others = ["nothing", *models, *(f"evidence for {name}" for name in tiles.class_names)]
-        self.beside = widgets.Dropdown(options=others, **named("compare with"))
-        self.target = widgets.Dropdown(options=classes, value=1, **named("class explained"))
-        self.layer = widgets.Dropdown(
-            options=stage_names(first), value=last_stage(first), **named("layer")
-        )
-        self.method = widgets.Dropdown(options=list(METHODS), **named("method"))
+        self.model, self.target, self.layer = choices(models, tiles.class_names)
+        self.method = widgets.Dropdown(options=[(n, n) for n in METHODS], **named("method"))
+        self.asked = self.model, self.target, self.layer, self.method  # in the order of Asked
+        others = [
+            (f"{control.description}: {label}", (field, value))
+            for field, control in zip(Asked._fields, self.asked, strict=True)
+            for label, value in control.options
+        ]
+        self.beside = widgets.Dropdown(options=[("nothing", ()), *others], **named("compare with"))
         self.scale = widgets.Dropdown(options=["own maximum", "same for all"], **named("colours"))
         self.raw = widgets.Checkbox(value=False, **named("raw cells"))
         self.threshold = slider("boxes at", 0.5, 0.1, 0.9)
@@ -744,8 +849,8 @@ class GradCamExplorer(Explorer):
         for place in self.square[1:]:  # of a square that is not there yet
             place.disabled = True
         self.square[0].observe(self._square_is_there, names="value")
-        # Any other control changes how a map looks, not the map: it is kept, and painted again.
-        for control in (self.tile, self.layer, self.method, *self.square):
+        # Any other control changes what is asked or how it looks: answers are kept.
+        for control in (self.tile, *self.square):
             control.observe(lambda _: self.heats.clear(), names="value")
         super().__init__(
             [self.tile, self.model, self.beside, self.target, self.layer, self.method, self.scale,
@@ -791,16 +896,16 @@ class GradCamExplorer(Explorer):
         kind, labels = self.filter.value, self.tiles.labels[self.indices]
         if kind == "all":
             keep = np.ones(len(labels), bool)
-        elif kind in self.tiles.class_names:
-            keep = labels == self.tiles.class_names.index(kind)
+        elif kind.startswith("class "):  # no class can be mistaken for another filter
+            keep = labels == self.tiles.class_names.index(kind.removeprefix("class "))
         elif kind == "readers 4 : 3":
             keep = np.isin(self.tiles.votes[self.indices], (3, 4))
         else:
             said = self.probabilities()
             if kind == "least sure":
-                return self.indices[np.argsort(said.max(1))[:12]]
+                return self.indices[np.argsort(said.max(1))[:STRIP]]
             keep = ((said.argmax(1) == labels) == (kind == "right")) & (labels >= 0)
-        return self.indices[keep][:12]
+        return self.indices[keep][:STRIP]
 
     def probabilities(self) -> np.ndarray:
         """What the chosen network says of all tiles there are to choose from, float (N, C)."""
@@ -820,59 +925,61 @@ class GradCamExplorer(Explorer):
             file = self.upload.value[0]
             content, name = bytes(file["content"]), Path(file["name"]).name
             image, _, (width, height) = decode(Path(name), self.tiles.images.shape[-1], content)
-            short = name if len(name) <= 24 else f"{name[:23]}…"
-            return np.ascontiguousarray(image), None, f"{short}, {width}×{height} px"
+            if max(width, height) > min(LONGEST, NARROWEST * min(width, height)):
+                raise DataError(
+                    f"{name}: {width}×{height} px; a side may have {LONGEST:,} px, and {NARROWEST}"
+                    " times those of the other: cut a tile out of it"
+                )
+            title = f"{shortened(name, 24)}, {width}×{height} px"
+            return np.ascontiguousarray(image), None, title
         i = self.tile.value
         label = self.tiles.labels[i]
         name = self.tiles.class_names[label] if label >= 0 else "none"
         mask = None if self.tiles.masks is None else self.tiles.masks[i]
         return np.array(self.tiles.images[i]), mask, f"truth: {name}"
 
-    def rows(self) -> list[tuple[str, int]]:
-        """Network and class of every explanation that is shown: one, or two that are compared."""
-        model, target, other = self.model.value, self.target.value, self.beside.value
-        if other == "nothing":
-            return [(model, target)]
-        if other in self.models:
-            return [(model, target), (other, target)]
-        name = other.removeprefix("evidence for ")
-        return [(model, target), (model, self.tiles.class_names.index(name))]
+    def rows(self) -> list[Asked]:
+        """Every explanation that is shown: one, or two that differ in one thing."""
+        asked = Asked(*(control.value for control in self.asked))
+        if not self.beside.value:
+            return [asked]
+        field, value = self.beside.value
+        return [asked, asked._replace(**{field: value})]
 
     def top(self) -> float | None:
-        """End of the colour scale: the highest value of all rows and tiles in the strip, or None.
+        """End of the colour scale: the highest value of all that is shown or in the strip, or None.
 
         One end for both rows: on scales of their own, noise and evidence would look alike.
         """
         if self.scale.value == "own maximum":
             return None
-        return max(self._end(*row) for row in self.rows())
+        shown = (float(self.explained(row)[0].cells.max()) for row in self.rows())
+        return max(*(self._end(row) for row in self.rows()), *shown)
 
-    def _end(self, model: str, target: int) -> float:
-        key = model, target, self.layer.value, self.method.value, tuple(self.offered)
+    def _end(self, row: Asked) -> float:
+        key = row, tuple(self.offered)
         if key not in self.ends:
-            network = self.models[model]
+            network = self.models[row.model]
             images = torch.from_numpy(self.tiles.images[self.offered])
             images = shrink(images.to(next(network.parameters()).device), self.size)
-            targets = torch.full((len(images),), target, device=images.device)
-            maps = METHODS[self.method.value](network, images, targets, self.layer.value)
+            targets = torch.full((len(images),), row.target, device=images.device)
+            maps = METHODS[row.method](network, images, targets, row.layer)
             self.ends[key] = float(maps.max())
         return self.ends[key]
 
-    def explained(self, model: str, target: int) -> tuple[Heat, np.ndarray | None, str]:
-        """What is explained, its mask and its title, kept until one of them changes."""
-        if (model, target) not in self.heats:
+    def explained(self, row: Asked) -> tuple[Heat, np.ndarray | None, str]:
+        """What is explained, its mask and its title, kept until the tile or the square changes."""
+        if row not in self.heats:
             image, mask, title = self.chosen()
             side, across, down = (control.value for control in self.square)
-            heat = explain(self.models[model], image, self.size, target, self.layer.value,
-                           (across, down, side), self.method.value)  # fmt: skip
-            self.heats[model, target] = heat, mask, f"{title}\n{model}"
-        return self.heats[model, target]
+            heat = explain(self.models[row.model], image, self.size, row.target, row.layer,
+                           (across, down, side), row.method)  # fmt: skip
+            self.heats[row] = heat, mask, f"{title}\n{row.model}"
+        return self.heats[row]
 
-    def figure(self, model: str | None = None, target: int | None = None) -> Figure:
-        """Draw the explanation that the controls ask for, or another network's or class's."""
-        model = model or self.model.value
-        target = self.target.value if target is None else target
-        heat, mask, title = self.explained(model, target)
+    def figure(self, row: Asked | None = None) -> Figure:
+        """Draw the explanation that the controls ask for, or another."""
+        heat, mask, title = self.explained(row or self.rows()[0])
         return draw_heat(
             heat, self.tiles.class_names, title, mask, self.tiles.mask_name, self.threshold.value,
             self.opacity.value, self.raw.value, self.top(),
@@ -884,31 +991,50 @@ class GradCamExplorer(Explorer):
         row = tuple(offered), offered.index(i) if i in offered else None
         if row != self.in_strip:
             self.strip.value, self.in_strip = strip(self.tiles.images[self.offered], row[1]), row
-        for model, target in self.rows():
-            yield self.figure(model, target)
+            for k, button in enumerate(self.picks):
+                button.layout.visibility = "visible" if k < len(offered) else "hidden"
+        for asked in self.rows():
+            yield self.figure(asked)
 
-    def show(self) -> widgets.Widget:
-        """Return the widget: the strip of tiles over the controls and the picture."""
-        return widgets.VBox([self.strip, super().show()])
+    def arranged(self) -> widgets.Widget:
+        """The strip of tiles, and a button for each, over the controls and the picture."""
+        picks = widgets.HBox(self.picks, layout={"max_width": f"{STRIP * (SIDE + 6)}px"})
+        return widgets.VBox([self.strip, picks, super().arranged()])
 
 
-def live_figure(model: Classifier, size: int, parameters: TissueParameters, seed: int) -> Figure:
+def live_figure(
+    model: Classifier,
+    size: int,
+    parameters: TissueParameters,
+    seed: int,
+    target: int = 1,
+    layer: str | None = None,
+) -> Figure:
     """Draw a tile of these parameters, and what a network makes of it; HP is class 0, SSA 1."""
     drawing, found = draw(parameters, seed), distortion(parameters)
     return explanation_figure(
-        model, drawing.image, size, class_names=CLASS_NAMES, target=1,
+        model, drawing.image, size, class_names=CLASS_NAMES, target=target, layer=layer,
         title=f"by the rule: {CLASS_NAMES[diagnose([found])]}\n(distortion {found:.2f})",
         mask=drawing.diagnostic, mask_name="diagnostic region",
     )  # fmt: skip
 
 
 class LiveExplorer(TissueExplorer):
-    """Turn the tissue's parameters and watch prediction and map follow; HP is class 0, SSA 1."""
+    """Turn the tissue's parameters and watch prediction and map follow; HP is class 0, SSA 1.
 
-    def __init__(self, model: Classifier, size: int, names: Sequence[str], seed: int = 0) -> None:
-        self.model, self.size = model, size
-        super().__init__(names, seed)
+    models: name to network, in evaluation mode; size: their input side in pixels.
+    """
+
+    def __init__(
+        self, models: dict[str, Classifier], size: int, names: Sequence[str], seed: int = 0
+    ) -> None:
+        self.models, self.size = models, size
+        self.model, self.target, self.layer = choices(models, CLASS_NAMES)
+        super().__init__(names, seed, [self.model, self.target, self.layer])
 
     def figure(self) -> Figure:
         """Draw what the network makes of the tile of the sliders."""
-        return live_figure(self.model, self.size, self.parameters(), self.seed.value)
+        return live_figure(
+            self.models[self.model.value], self.size, self.parameters(), self.seed.value,
+            self.target.value, self.layer.value,
+        )  # fmt: skip

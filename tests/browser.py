@@ -5,9 +5,12 @@ What `test_browser.py` works with. As a script, it films two explorers for the R
     python tests/browser.py
 """
 
+import base64
 import contextlib
 import io
 import json
+import pickle
+import re
 import shutil
 import socket
 import subprocess
@@ -19,6 +22,7 @@ from pathlib import Path
 
 import nbformat
 import requests
+from jupyter_client import BlockingKernelClient, find_connection_file
 from PIL import Image
 from playwright.sync_api import TimeoutError as TooLate
 from playwright.sync_api import sync_playwright
@@ -30,6 +34,10 @@ CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
 )
 TOKEN = "course"
+# How large a file may be uploaded, as `make lab` says it.
+LIMIT = re.search(
+    r"--ServerApp.tornado_settings='(.*)'", (ROOT / "Makefile").read_text(encoding="utf-8")
+)
 TILES = {"n": 160, "seed": 0, "scheme": "auto", "test": 0.35, "validation": 0.15}
 # JupyterLab would build only what is in view, and ask whether it may fetch news.
 SETTINGS = {
@@ -105,6 +113,7 @@ def jupyterlab(folder: Path) -> Iterator[str]:
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "jupyterlab", "--no-browser", f"--port={port}", "--allow-root",
                f"--IdentityProvider.token={TOKEN}", f"--ServerApp.root_dir={folder}",
+               f"--ServerApp.tornado_settings={LIMIT[1]}",
                f"--LabApp.user_settings_dir={folder / 'settings'}"]  # fmt: skip
     with open(folder / "server.log", "w") as log:
         server = subprocess.Popen(command, stdout=log, stderr=log, cwd=folder)
@@ -134,19 +143,41 @@ def stop_kernels(address: str) -> None:
         ask(address, f"kernels/{kernel['id']}", "DELETE")
 
 
+def evaluate(address: str, expression: str) -> object:
+    """What an expression is in the one kernel that runs; anything that can be pickled."""
+    (kernel,) = ask(address, "kernels").json()
+    client = BlockingKernelClient(connection_file=find_connection_file(kernel["id"]))
+    client.load_connection_file()
+    client.start_channels()
+    said = []
+    reply = client.execute_interactive(
+        "import base64, gc, pickle\n"
+        f"print(base64.b64encode(pickle.dumps({expression})).decode())",
+        store_history=False, timeout=120,
+        output_hook=lambda message: said.append(message["content"].get("text", "")),
+    )  # fmt: skip
+    client.stop_channels()
+    assert reply["content"]["status"] == "ok", reply["content"]
+    return pickle.loads(base64.b64decode("".join(said)))
+
+
 def open_lesson(page, address: str, number: str) -> None:
-    """Open a lesson, run all of its cells, and wait for the end.
+    """Open a lesson, run all of its cells, and wait for the end."""
+    open_notebook(page, address, next(f.name for f in lesson_files(number)))
+
+
+def open_notebook(page, address: str, name: str) -> None:
+    """Open a notebook of the folder, run all of its cells, and wait for the end.
 
     Its kernel is started first: what JupyterLab is told while it starts one, is sometimes dropped.
     """
-    name = next(f.name for f in lesson_files(number))
     ask(address, "sessions", "POST", path=name, name=name, type="notebook",
         kernel={"name": "python3"})  # fmt: skip
     for _ in range(300):
         if all(kernel["execution_state"] == "idle" for kernel in ask(address, "kernels").json()):
             break
         time.sleep(0.2)
-    page.goto(f"{address}/lab/workspaces/w{number}/tree/{name}?token={TOKEN}")
+    page.goto(f"{address}/lab/workspaces/w{name[:2]}/tree/{name}?token={TOKEN}")
     page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=90_000)
     idle = '.jp-NotebookPanel .jp-Notebook-ExecutionIndicator[data-status="idle"]'
     page.wait_for_selector(idle, timeout=90_000)

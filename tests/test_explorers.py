@@ -2,7 +2,11 @@
 
 import base64
 import datetime
+import gc
 import io
+import os
+import sys
+import weakref
 from dataclasses import replace
 
 import matplotlib.pyplot as plt
@@ -21,6 +25,7 @@ from crc_helpers.augmentation import VIEWS, draw_parameters, shrink
 from crc_helpers.data import Tiles, load_tiles
 from crc_helpers.evaluation import wilson_interval
 from crc_helpers.explorers import (
+    Asked,
     EmbeddingExplorer,
     GradCamExplorer,
     LiveExplorer,
@@ -38,6 +43,7 @@ from crc_helpers.explorers import (
     threshold_figure,
     tissue_figure,
     views_figure,
+    views_of,
 )
 from crc_helpers.fine_tuning import predict
 from crc_helpers.grad_cam import grad_cam
@@ -95,17 +101,17 @@ def test_the_square_covers_and_its_effect_is_said(explorer):
     plt.close(figure)
 
 
-@pytest.mark.parametrize("beside", ["random", "evidence for HP"])
-def test_a_comparison_stands_below(explorer, beside):
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("model", "random"), ("target", 0), ("layer", "layer2"), ("method", "LayerCAM")],
+)
+def test_a_comparison_stands_below(explorer, field, value):
     alone = Image.open(io.BytesIO(explorer.picture.value)).size
-    explorer.beside.value = beside
+    explorer.beside.value = (field, value)
     page = Image.open(io.BytesIO(explorer.picture.value))
     assert page.size == (alone[0], 2 * alone[1])
     halves = [page.crop((0, y, alone[0], y + alone[1])) for y in (0, alone[1])]
-    if beside == "random":
-        explorer.model.value, explorer.beside.value = "random", "nothing"
-    else:
-        explorer.target.value, explorer.beside.value = 0, "nothing"
+    getattr(explorer, field).value, explorer.beside.value = value, ()
     np.testing.assert_array_equal(halves[1], Image.open(io.BytesIO(explorer.picture.value)))
 
 
@@ -113,7 +119,7 @@ def test_filters_offer_the_tiles_they_name(explorer, parts):
     said = predict(parts[0], parts[1].images, 64, Fabric(accelerator="cpu", devices=1))
     labels = parts[1].labels
     expected = {
-        "HP": [0], "SSA": [1], "all": [0, 1, 2],
+        "class HP": [0], "class SSA": [1], "all": [0, 1, 2],
         "right": np.flatnonzero(said.argmax(1) == labels),
         "wrong": np.flatnonzero((said.argmax(1) != labels) & (labels >= 0)),
         "least sure": np.argsort(said.max(1)),
@@ -141,11 +147,11 @@ def test_an_upload_stays_in_the_list_until_another_takes_its_place(explorer, mon
         image = Image.new("RGB", (64, 64), colour)
         explorer.upload.value = uploaded(f"{colour}.png", encoded(image))
         assert explorer.tile.label == f"your own: {colour}.png"
-        np.testing.assert_array_equal(explorer.explained("trained", 1)[0].image[:, 0, 0],
-                                      np.asarray(image)[0, 0])  # fmt: skip
+        heat = explorer.explained(explorer.rows()[0])[0]
+        np.testing.assert_array_equal(heat.image[:, 0, 0], np.asarray(image)[0, 0])
     row = np.asarray(Image.open(io.BytesIO(explorer.strip.value)))
     assert not [k for k in range(3) if (row[40, 78 * k : 78 * k + 3] == 0).all()]  # no frame
-    explorer.filter.value = "SSA"  # offers other tiles, and leaves the picture
+    explorer.filter.value = "class SSA"  # offers other tiles, and leaves the picture
     assert explorer.tile.value == explorers.OWN and explorer.message.value == ""
     explorer.filter.value = "all"
     explorer.tile.value = 1
@@ -186,6 +192,18 @@ def test_the_strip_frames_the_chosen_tile(explorer):
     assert frames == [False, True, False]
 
 
+def test_a_button_below_each_picture_of_the_strip_chooses_it(explorer):
+    for k in (2, 0):
+        explorer.picks[k].click()
+        assert explorer.tile.value == k and explorer.message.value == ""
+    explorer.filter.value = "class SSA"
+    seen = [button.layout.visibility for button in explorer.picks]
+    assert seen == ["visible"] + 11 * ["hidden"]
+    explorer.upload.value = uploaded("pink.png", encoded(Image.new("RGB", (64, 64), "pink")))
+    explorer.picks[0].click()
+    assert explorer.tile.value == 1
+
+
 def test_the_link_saves_the_picture_shown(explorer):
     explorer.opacity.value = 0.2
     encoded = explorer.link.value.split("base64,")[1].split('"')[0]
@@ -209,7 +227,7 @@ def test_one_scale_for_all_is_the_highest_of_all_maps_shown(explorer, parts):
     assert explorer.top() == pytest.approx(highest["trained"])
     explorer.model.value = "random"
     assert explorer.top() == pytest.approx(highest["random"])
-    explorer.beside.value = "trained"  # noise beside evidence is on evidence's scale
+    explorer.beside.value = ("model", "trained")  # noise beside evidence is on evidence's scale
     assert explorer.top() == pytest.approx(max(highest.values()))
     explorer.method.value = "HiResCAM"
     figure = explorer.figure()
@@ -217,10 +235,25 @@ def test_one_scale_for_all_is_the_highest_of_all_maps_shown(explorer, parts):
     plt.close(figure)
 
 
+@pytest.mark.parametrize("how", ["uploaded", "covered", "not offered"])
+def test_one_scale_for_all_includes_what_is_shown_outside_the_strip(explorer, monkeypatch, how):
+    explorer.scale.value = "same for all"
+    monkeypatch.setattr(explorer, "_end", lambda row: 1e-6)  # as if the strip were fainter
+    if how == "uploaded":
+        explorer.upload.value = uploaded("pink.png", encoded(Image.new("RGB", (64, 64), "pink")))
+    elif how == "covered":
+        explorer.square[0].value = 0.3
+    else:
+        explorer.offered = np.array([1])
+    explorer.beside.value = ("model", "random")
+    ends = [float(explorer.explained(row)[0].cells.max()) for row in explorer.rows()]
+    assert explorer.top() == max(*ends, 1e-6) > 1e-6
+
+
 @pytest.mark.parametrize("method", explorers.METHODS)
 def test_every_method_draws_its_own_map(explorer, parts, method):
     explorer.layer.value, explorer.method.value = "layer2", method
-    found = explorer.explained("trained", 1)[0]
+    found = explorer.explained(Asked("trained", 1, "layer2", method))[0]
     gradient, pixels = [], shrink(torch.from_numpy(parts[1].images[:1]), 64)
     stage = parts[0].encoder.stage("layer2")
     hook = stage.register_forward_hook(lambda *a: a[2].retain_grad() or gradient.append(a[2]))
@@ -250,8 +283,8 @@ def encoded(image: Image.Image, form: str = "PNG") -> bytes:
     [("a.png", Image.new("RGB", (300, 200), "pink"), "PNG"),
      ("grey.png", Image.new("L", (64, 64), 90), "PNG"),
      ("clear.png", Image.new("RGBA", (64, 64), (9, 9, 9, 9)), "PNG"),
-     ("$\\frac{1$ and a name that goes on and on.jpg", Image.new("RGB", (20_000, 3)), "JPEG"),
-     ("b.jpg", Image.new("RGB", (2000, 30), "purple"), "JPEG"),
+     ("$\\frac{1$ and a name that goes on and on.jpg", Image.new("RGB", (10_000, 500)), "JPEG"),
+     ("b.jpg", Image.new("RGB", (600, 30), "purple"), "JPEG"),
      ("print.tif", Image.new("CMYK", (80, 80)), "TIFF")],
 )  # fmt: skip
 def test_a_picture_of_your_own(explorer, name, image, form):
@@ -269,20 +302,53 @@ def test_a_picture_of_your_own(explorer, name, image, form):
     [(b"", "empty"), (b"holiday", "not a PNG"), (b"<script>alert(1)</script>", "not a PNG"),
      (encoded(Image.new("RGB", (99, 99), "red"))[:150], "truncated"),
      (encoded(Image.new("1", (20_000, 20_000))), "bomb"),
+     (encoded(Image.new("1", (20_000, 1500))), "20000×1500 px; a side may have 10,000 px"),
+     (encoded(Image.new("1", (20_000, 3))), "20000×3 px"),
+     (encoded(Image.new("L", (30, 601))), "30×601 px"),
      (encoded(Image.fromarray(np.zeros((9, 9), np.uint16))), "16 bits")],
-    ids=["empty", "text", "html", "truncated", "bomb", "16 bit"],
+    ids=["empty", "text", "html", "truncated", "bomb", "too wide", "line", "strip", "16 bit"],
 )  # fmt: skip
-def test_a_file_that_is_no_tile_becomes_a_sentence(explorer, content, words, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def test_a_file_that_is_no_tile_becomes_a_sentence(explorer, content, words):
     before = explorer.picture.value
     explorer.upload.value = uploaded("holiday.png", content)
     assert (
         explorer.message.value.startswith("Not drawn: holiday.png")
         and words in explorer.message.value
     )
-    assert explorer.picture.value == before and not list(tmp_path.iterdir())
+    assert explorer.picture.value == before
     explorer.tile.value = 0  # back to the tiles
     assert explorer.message.value == ""
+
+
+@pytest.fixture(scope="module")
+def written():
+    """Switched on by `written.clear()`: what this process opens for writing, or makes."""
+    seen, writes = [None], os.O_WRONLY | os.O_RDWR | os.O_CREAT
+
+    def watch(event, given):
+        if seen != [None] and (
+            event in ("os.mkdir", "os.rename", "os.link", "os.symlink", "subprocess.Popen")
+            or (event == "open" and (set(given[1] or "") & set("wax+") or given[2] & writes))
+        ):
+            seen.append((event, given))
+
+    sys.addaudithook(watch)  # for ever: it is deaf before and after
+    yield seen
+    seen[:] = [None]
+
+
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "TIFF", "broken"])
+def test_nothing_of_an_upload_is_written_to_disk(explorer, written, tmp_path, form):
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (900, 900, 3), np.uint8))
+    content = encoded(image)[:5000] if form == "broken" else encoded(image, form)
+    written.clear()
+    explorer.upload.value = uploaded(f"mine.{form}", content)
+    explorer.beside.value = ("model", "random")
+    assert explorer.message.value.startswith("Not drawn: mine") == (form == "broken")
+    assert not written
+    (tmp_path / "seen").write_text("that the watch is awake")
+    assert written
+    written[:] = [None]
 
 
 def test_what_only_changes_the_look_asks_the_network_nothing(explorer, monkeypatch):
@@ -298,7 +364,7 @@ def test_what_only_changes_the_look_asks_the_network_nothing(explorer, monkeypat
         asked.clear()
     explorer.square[0].value = 0.3
     assert len(asked) == 1
-    heat = explorer.explained("random", 0)[0]
+    heat = explorer.explained(Asked("random", 0, "layer1", "Grad-CAM"))[0]
     tile = torch.from_numpy(explorer.chosen()[0])[None]
     painted = torch.from_numpy(paint_over(tile[0].numpy(), (0.5, 0.5, explorer.square[0].value)))
     expected = whole(explorer.models["random"], shrink(painted[None], 64), 0, "layer1").maps[0]
@@ -368,14 +434,21 @@ def test_raw_cells_are_those_of_the_layer(parts, side):
 
 def test_the_widget_has_its_controls_and_picture(explorer):
     layout = explorer.show()
-    assert layout.children[0] is explorer.strip and explorer.picture in layout.children[1].children
+    strip, picks, below = layout.children
+    assert strip is explorer.strip and explorer.picture in below.children
+    assert picks.children == tuple(explorer.picks)
 
 
-@pytest.mark.parametrize(("name", "value"), [("severity", 0.9), ("cut_angle", 80.0)])
-def test_prediction_and_map_follow_the_tissue(parts, name, value):
-    live = LiveExplorer(parts[0], 64, ["severity", "cut_angle"], seed=3)
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("severity", 0.9), ("cut_angle", 80.0), ("model", "random"), ("target", 0),
+     ("layer", "layer1")],
+)  # fmt: skip
+def test_prediction_and_map_follow_the_tissue(explorer, name, value):
+    live = LiveExplorer(explorer.models, 64, ["severity", "cut_angle"], seed=3)
     before = live.picture.value
-    live.sliders[name].value = value
+    control = live.sliders[name] if name in live.sliders else getattr(live, name)
+    control.value = value
     assert live.picture.value != before and live.message.value == ""
 
 
@@ -426,6 +499,112 @@ def test_an_error_becomes_a_sentence_and_the_picture_stays(tissue, monkeypatch):
     assert tissue.message.value == "" and tissue.picture.value != before
 
 
+# --- all of them ---------------------------------------------------------------------------------
+
+HOSTILE = "<img src=x onerror=alert(1)>"
+KINDS = {
+    "tissue": lambda tiles, model: TissueExplorer(["severity", "eosin"]),
+    "views": lambda tiles, model: ViewsExplorer(tiles, np.arange(3), VIEWS["paper"], 64),
+    "temperature": lambda tiles, model: TemperatureExplorer(
+        np.eye(8), [tiles.class_names[0], *"bcdABCD"], [0, 0, 1, 1], 0.2),
+    "embedding": lambda tiles, model: EmbeddingExplorer(
+        tiles, {tiles.class_names[0]: np.eye(3)}, {tiles.class_names[0]: np.eye(3)[:, :2]}),
+    "threshold": lambda tiles, model: ThresholdExplorer(
+        tiles.subset(np.arange(2)), np.array([0.2, 0.7])),
+    "Grad-CAM": lambda tiles, model: GradCamExplorer(
+        {tiles.class_names[0]: model}, tiles, np.arange(3), 64),
+    "live": lambda tiles, model: LiveExplorer({tiles.class_names[0]: model}, 64, ["severity"]),
+}  # fmt: skip
+
+
+def inside(widget) -> list:
+    """A widget and all that it holds."""
+    return [widget, *(w for child in getattr(widget, "children", ()) for w in inside(child))]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_name_with_markup_stays_text(parts, kind):
+    """What ipywidgets takes as HTML holds no name; all else it shows as text."""
+    tiles = replace(parts[1], class_names=(HOSTILE, "SSA"), ids=np.array([HOSTILE] * 3))
+    explorer, says_it = KINDS[kind](tiles, parts[0]), 0
+    every_control(explorer)
+    for widget in inside(explorer.show()):
+        state = widget.get_state()
+        if state["_view_name"] == "HTMLView":
+            assert "<img" not in state["value"] and widget is explorer.link
+        for allowed in ("description_allow_html", "tooltip_allow_html"):
+            assert not state.get(allowed)
+        says_it += HOSTILE in str(state)
+    assert says_it or kind in ("tissue", "temperature")  # else nothing was tried
+
+
+@pytest.mark.parametrize("names", [("all", "right"), ("wrong", "nothing"), ("none", "least sure")])
+def test_a_class_may_be_called_as_a_filter_is(parts, names):
+    tiles = replace(parts[1], class_names=names)
+    explorer = GradCamExplorer({"nothing": parts[0], "all": parts[0]}, tiles, np.arange(3), 64)
+    for c, name in enumerate(names):
+        explorer.filter.value = f"class {name}"
+        assert [value for _, value in explorer.tile.options] == [c]
+    explorer.filter.value = "all"
+    assert len(explorer.tile.options) == 3
+    assert len(explorer.rows()) == 1
+    labels = [label for label, _ in explorer.beside.options]
+    assert len(set(labels)) == len(labels)
+    for field, name in (("model", "nothing"), ("target", 1)):
+        explorer.beside.value = (field, name)
+        assert getattr(explorer.rows()[1], field) == name
+
+
+def test_cells_of_the_matrix_are_told_apart_whatever_the_classes_are_called(drawn_tiles):
+    tiles = replace(drawn_tiles, class_names=("x", "x called x"))
+    explorer = ThresholdExplorer(tiles, np.linspace(0, 1, 12))
+    assert [v for _, v in explorer.cell.options] == [(), (0, 0), (0, 1), (1, 0), (1, 1)]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_while_it_draws_an_explorer_says_so(parts, kind, monkeypatch):
+    explorer, said = KINDS[kind](parts[1], parts[0]), []
+    draw = type(explorer).pages
+
+    def slow(self):
+        said.append(self.message.value)
+        return draw(self)
+
+    monkeypatch.setattr(type(explorer), "pages", slow)
+    explorer.message.observe(lambda change: said.append(change["new"]), names="value")
+    control = next(c for c in explorer.controls if hasattr(c, "max"))
+    control.value = control.max
+    # As it begins, while it draws, and when it is done.
+    assert said == ["drawing …", "drawing …", ""]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_cell_that_is_run_again_lets_its_explorer_go(parts, kind, monkeypatch):
+    """And no other: the page's other cells, and what the same run showed, stay."""
+    now = ["cell 1", "run 1"]
+    monkeypatch.setattr(explorers, "running_cell", lambda: tuple(now))
+    monkeypatch.setattr(explorers, "SHOWN", {})
+    models = [Classifier(Encoder("resnet8"), 2).eval() for _ in range(4)]
+    first, second, elsewhere = (KINDS[kind](parts[1], model) for model in models[:3])
+    outputs = [first.show(), second.show()]  # as IPython's Out has them
+    now[:] = ["cell 2", "run 2"]
+    elsewhere.show()
+    gone = [weakref.ref(thing) for thing in (first, second, *models[:2])]
+    stays = weakref.ref(elsewhere)
+    del first, second, elsewhere, models[:2]
+    gc.collect()
+    assert gone[0]() and gone[1]()  # ipywidgets keeps what is shown
+    now[:] = ["cell 1", "run 3"]
+    again = KINDS[kind](parts[1], models[1])
+    outputs.append(again.show())
+    now[1] = "run 4"
+    assert again.show() is outputs[-1]  # made in another cell, and shown once more
+    gc.collect()
+    assert [ref() for ref in gone] == [None] * 4 and stays() is not None
+    assert again.whole.comm is not None and stays().picture.comm is not None
+    assert outputs[0].comm is None and outputs[0].children == ()
+
+
 # --- views ---------------------------------------------------------------------------------------
 
 
@@ -471,15 +650,29 @@ def views(drawn_tiles):
 @pytest.mark.parametrize(
     ("name", "value"),
     [("crop", 0.9), ("rotate", 40.0), ("shear", 25.0), ("brightness", 0.0), ("contrast", 0.0),
-     ("saturation", 0.0), ("hue", 0.4), ("stain", 0.7), ("grayscale", 1.0), ("blur", 0.0)],
+     ("saturation", 0.0), ("hue", 0.4), ("stain", 0.7), ("grayscale", 1.0), ("blur", 0.0),
+     ("translate", 0.3), ("blur_sigma", 3.9), ("flip", False), ("turn", True)],
 )  # fmt: skip
-def test_every_transform_has_a_slider_that_redraws(views, name, value):
+def test_every_transform_has_a_control_that_redraws(views, name, value):
     before = views.picture.value
     views.again.value = 2  # a draw in which both views are blurred
     assert views.picture.value != before
     before = views.picture.value
-    views.sliders[name].value = value
+    views.strengths[name].value = value
     assert views.picture.value != before and views.message.value == ""
+
+
+def test_every_field_of_a_recipe_has_a_control_that_sets_it(views):
+    start = VIEWS["paper"]
+    assert set(views.strengths) == set(vars(start))
+    assert views_of(start, {n: c.value for n, c in views.strengths.items()}) == start
+    for name, control in views.strengths.items():
+        high = not control.value if isinstance(control.value, bool) else control.max
+        chosen = {n: c.value for n, c in views.strengths.items()} | {name: high}
+        expected = {"crop": (1.0, 1.0), "blur_sigma": (0.3, 4.0)}.get(name, high)
+        assert views_of(start, chosen) == replace(start, **{name: expected})
+    narrow = {n: c.value for n, c in views.strengths.items()} | {"blur_sigma": 0.3}
+    assert views_of(replace(start, blur_sigma=(1.0, 2.0)), narrow).blur_sigma == (0.3, 0.3)
 
 
 def test_draw_again_draws_other_views(views):
@@ -510,6 +703,37 @@ def test_the_temperature_figure_agrees_with_nt_xent():
         bars = [bar.get_width() for bar in figure.axes[2].patches]
         assert np.mean(bars) == pytest.approx(expected, rel=1e-5)
         plt.close(figure)
+
+
+@pytest.mark.parametrize("temperature", [0.05, 0.2, 1.0])
+def test_no_words_of_the_temperature_figure_cover_others(temperature):
+    figure = temperature_figure(np.eye(8), list("abcdABCD"), temperature, [0, 0, 1, 1])
+    figure.canvas.draw()
+    words = [*figure.axes[2].texts, figure.axes[2].title]
+    boxes = [text.get_window_extent() for text in words]
+    assert len(words) == 3 and boxes[2].y1 <= figure.bbox.y1
+    assert not [1 for k in range(3) for box in boxes[:k] if boxes[k].overlaps(box)]
+    plt.close(figure)
+
+
+@pytest.mark.parametrize("severity", [0.2, 1.0])
+def test_no_words_of_the_tissue_figure_are_cut_off(severity):
+    figure = tissue_figure(TissueParameters(severity=severity), 7)
+    figure.canvas.draw()
+    words = [figure.axes[2].title, figure.axes[2].xaxis.label, figure._supxlabel]
+    for box in (text.get_window_extent() for text in words):
+        assert figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1 and box.y1 <= figure.bbox.y1
+    plt.close(figure)
+
+
+def test_names_of_the_embedding_end_before_the_pictures(embedding):
+    tiles, features, maps = embedding
+    tiles = replace(tiles, class_names=("a name of a class that goes on", "SSA"))
+    figure = embedding_figure(maps["after"], features["after"], tiles, 3, "class")
+    figure.canvas.draw()
+    legend = figure.axes[0].get_legend().get_window_extent()
+    assert legend.x1 <= figure.axes[1].get_window_extent().x0
+    plt.close(figure)
 
 
 def test_the_temperature_slider_redraws():
@@ -585,6 +809,18 @@ def test_neighbours_are_scikit_learns(embedding):
     expected = search.kneighbors(features, return_distance=False)[:, 1:]
     found = [nearest(features, i) for i in range(12)]
     np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_neighbours_in_a_collapsed_space_are_defined(dtype):
+    features = np.zeros((7, 4), dtype)
+    for i in range(7):  # all are as near: the first of the others
+        assert nearest(features, i).tolist() == [k for k in range(7) if k != i][:5]
+    features[2:4] = 1, -1, 0, 2
+    assert nearest(features, 3, 2).tolist() == [2, 0]
+    features[4] = np.nan  # even then no tile is its own neighbour
+    assert all(i not in nearest(features, i, 6) for i in range(7))
+    assert nearest(features[:3], 0).tolist() == [1, 2]
 
 
 def test_shares_of_neighbours_are_counted_beside_chance(embedding):

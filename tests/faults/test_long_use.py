@@ -17,8 +17,17 @@ import pytest
 import torch
 from test_data import fake_tiles, make_folder
 
+from crc_helpers.augmentation import VIEWS
 from crc_helpers.course import ROOT, lesson_files, parameters_of
-from crc_helpers.explorers import GradCamExplorer, TemperatureExplorer, ThresholdExplorer
+from crc_helpers.explorers import (
+    EmbeddingExplorer,
+    GradCamExplorer,
+    LiveExplorer,
+    TemperatureExplorer,
+    ThresholdExplorer,
+    TissueExplorer,
+    ViewsExplorer,
+)
 from crc_helpers.models import Classifier, Encoder
 
 FULL = bool(os.environ.get("CRC_FAULTS"))  # `make test-faults`
@@ -39,18 +48,26 @@ def test_explorers_do_not_grow():
     tiles = fake_tiles(np.arange(6) % 2)
     object.__setattr__(tiles, "images", rng.integers(0, 256, (6, 3, 64, 64), np.uint8))
     models = {"a": Classifier(Encoder("resnet8"), 2).eval()}
-    z = torch.nn.functional.normalize(torch.randn(8, 16))
+    z, index = torch.nn.functional.normalize(torch.randn(8, 16)), np.arange(6)
+    flat = {"a": np.stack([index / 5, 0 * index], axis=1)}  # in a row: each step points at another
     heat = TemperatureExplorer((z @ z.T).numpy(), list("abcdefgh"), [0, 1, 0, 1], 0.2)
-    cam = GradCamExplorer(models, tiles, np.arange(6), size=64)
+    cam = GradCamExplorer(models, tiles, index, size=64)
     bar = ThresholdExplorer(tiles, rng.random(6))
-    explorers = (cam, cam.tile), (bar, bar.threshold), (heat, heat.temperature)
+    views = ViewsExplorer(tiles, index, VIEWS["paper"], 64)
+    near = EmbeddingExplorer(tiles, {"a": rng.standard_normal((6, 4))}, flat)
+    tissue, live = TissueExplorer(["severity"]), LiveExplorer(models, 64, ["severity"])
+    controls = [cam.tile, bar.threshold, heat.temperature, views.again, near.across]
+    controls += [tissue.sliders["severity"], live.sliders["severity"]]
+    explorers = [cam, bar, heat, views, near, tissue, live]
     drawn = 0
     for i in range(WARM_UP + UPDATES):
         if i == WARM_UP:
             before = memory()
-        (explorer, control), k = explorers[i % 3], i // 3 + 1
+        which, k = i % len(explorers), i // len(explorers) + 1
+        explorer, control = explorers[which], controls[which]
         shown = explorer.picture.value
-        control.value = k % 6 if control is cam.tile else 0.1 + 0.8 * (k % 40) / 40
+        step = 0.1 + 0.8 * (k % 40) / 40
+        control.value = {cam: k % 6, views: k, near: k % 6 / 5}.get(explorer, step)
         drawn += explorer.picture.value != shown and not explorer.message.value
     assert drawn == WARM_UP + UPDATES and not plt.get_fignums()
     growth = memory() / before - 1
