@@ -7,6 +7,7 @@ import errno
 import importlib
 import json
 import os
+import re
 import shlex
 import shutil
 import sys
@@ -410,6 +411,10 @@ def clean(executed: Any, source: Any, run_path: str) -> Any:
                 output.execution_count = count
             if "text" in output:
                 output.text = output.text.replace(f"{run_path}/", "").replace(run_path, "")
+            for kind in {"text/html", "text/plain"} & set(output.get("data", {})):
+                # A styled table has another id in every run, an object another address.
+                named = re.sub(r"\bT_[0-9a-f]{5}(?=[_\W])", f"T_{count}", output.data[kind])
+                output.data[kind] = re.sub(r" at 0x[0-9a-f]+", "", named)
         cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr"]
     for cell in cells:
         cell.metadata = {k: v for k, v in cell.metadata.items() if k == "tags" and v}

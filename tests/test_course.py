@@ -265,6 +265,8 @@ def test_clean_keeps_the_parameters_cell_and_drops_what_changes():
             new.new_code_cell("print(A)", execution_count=3, outputs=[
                 new.new_output("stream", name="stdout", text="/somewhere/run/file.csv\n"),
                 new.new_output("stream", name="stderr", text="50%"),
+                new.new_output("display_data", {"text/html": '<th id="T_0a1b2_row0">',
+                                                "text/plain": "<Styler at 0x7f01>"}),
             ]),
         ],
         metadata={"widgets": {"state": 1}},
@@ -272,7 +274,9 @@ def test_clean_keeps_the_parameters_cell_and_drops_what_changes():
     cleaned = course.clean(executed, source, "/somewhere/run")
     assert [c.source for c in cleaned.cells] == ["A = 1", "print(A)"]
     assert [c.execution_count for c in cleaned.cells] == [1, 2]
-    assert [o.text for o in cleaned.cells[1].outputs] == ["file.csv\n"]
+    said, table = cleaned.cells[1].outputs
+    assert said.text == "file.csv\n"
+    assert table.data == {"text/html": '<th id="T_2_row0">', "text/plain": "<Styler>"}
     assert "widgets" not in cleaned.metadata and "papermill" not in cleaned.cells[0].metadata
 
 

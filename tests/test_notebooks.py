@@ -125,6 +125,7 @@ def test_committed_outputs_are_complete_clean_and_small(file):
     assert file.stat().st_size < 1_500_000
     text = file.read_text(encoding="utf-8")
     assert "/home/" not in text and "/root/" not in text and str(NOTEBOOKS.parent) not in text
+    assert not re.search(r"T_[0-9a-f]{5}_level| at 0x", text)  # other in every run
 
 
 @each_lesson
