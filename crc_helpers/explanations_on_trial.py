@@ -20,6 +20,7 @@ from torch import Tensor
 
 from crc_helpers.augmentation import UNSTAIN, VIEWS, shrink
 from crc_helpers.data import cache_folder
+from crc_helpers.evaluation import bootstrap_interval
 from crc_helpers.fine_tuning import fine_tune, predict
 from crc_helpers.grad_cam import (
     boxes,
@@ -330,6 +331,51 @@ def perturbation_curve(
 def area_under(curve: np.ndarray, shares: Sequence[float]) -> np.ndarray:
     """Return the mean height of curves (N, S) over their shares (S,), (N,)."""
     return np.trapezoid(curve, shares, axis=1) / (shares[-1] - shares[0])
+
+
+def road(
+    model: Classifier, images: Tensor, target: Tensor, heat: np.ndarray, shares: Sequence[float]
+) -> np.ndarray:
+    """Return how much more probable each tile's class is with the coldest pixels gone than with the
+    hottest, halved and averaged over shares: (N,), 0 for a map that knows nothing.
+
+    What is gone is imputed. Source: Rong et al. 2022, arXiv 2202.00449; halved as in
+    pytorch-grad-cam's `ROADCombined`.
+    """
+    hottest, coldest = (
+        perturbation_curve(model, images, target, order, imputed_fill, shares)
+        for order in (heat, -heat)
+    )
+    return (coldest - hottest).mean(axis=1) / 2
+
+
+# --- A verdict ------------------------------------------------------------------------------------
+
+
+def over_networks(
+    values: np.ndarray, groups: np.ndarray | None = None, samples: int = 400
+) -> tuple[float, float, float]:
+    """Return the mean of values (networks, N) and its 95 % interval over networks and slides.
+
+    Both are drawn with replacement, for another network is as much luck as another slide. NaN is
+    left out.
+    """
+    rng, networks = np.random.default_rng(0), len(values)
+    low, high = bootstrap_interval(
+        lambda tiles: np.nanmean(values[rng.integers(0, networks, networks)][:, tiles]),
+        values.shape[1], groups, samples=samples,
+    )  # fmt: skip
+    return float(np.nanmean(values)), low, high
+
+
+def verdict(low: float, high: float, asked: float, below: bool = False) -> str:
+    """Return whether an interval lies on the wanted side of what is asked.
+
+    "yes": all of it, above (or below) `asked`. "no": all of it on the other side. "not shown": it
+    holds `asked`, or is not known. A wide interval never earns a yes or a no.
+    """
+    wanted, other = (high < asked, low > asked) if below else (low > asked, high < asked)
+    return "yes" if wanted else "no" if other else "not shown"
 
 
 # --- The shortcut ---------------------------------------------------------------------------------

@@ -8,9 +8,12 @@ import pandas as pd
 import pytest
 import torch
 from pytorch_grad_cam import HiResCAM, LayerCAM
-from pytorch_grad_cam.metrics.road import NoisyLinearImputer
+from pytorch_grad_cam.metrics.road import NoisyLinearImputer, ROADCombined
 from pytorch_grad_cam.utils.image import scale_cam_image
-from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+from pytorch_grad_cam.utils.model_targets import (
+    ClassifierOutputSoftmaxTarget,
+    ClassifierOutputTarget,
+)
 from scipy.stats import spearmanr
 from skimage.metrics import structural_similarity
 from torch import nn
@@ -18,6 +21,7 @@ from torch import nn
 from crc_helpers import explanations_on_trial as trial
 from crc_helpers import studies
 from crc_helpers.augmentation import STAINS
+from crc_helpers.evaluation import bootstrap_interval
 from crc_helpers.grad_cam import enlarge, grad_cam, overlap
 from crc_helpers.models import Classifier, Encoder
 from crc_helpers.synthetic_tissue import TissueParameters, draw
@@ -345,6 +349,63 @@ def test_area_under_is_a_mean_height():
     curves, shares = np.array([[0.3, 0.3, 0.3], [1.0, 0.5, 0.0]]), [0.1, 0.3, 0.5]
     np.testing.assert_allclose(trial.area_under(curves, shares), [0.3, 0.5])
     np.testing.assert_allclose(trial.area_under(np.array([[1.0, 0, 0]]), [0, 0.1, 1]), [0.05])
+
+
+def test_road_of_the_right_map_the_wrong_one_and_of_chance():
+    images, right, wrong = spotted()
+    target, shares = torch.tensor([1, 1]), (1 / 16, 0.5)  # the square, and more
+    found = {
+        name: trial.road(Spotter(), images, target, heat, shares)
+        for name, heat in (("right", right), ("wrong", wrong))
+    }
+    # Without the square, filled from the black around it, p is a half; without the rest it is 1.
+    np.testing.assert_allclose(found["right"], (1 - 0.5) / 2, atol=0.03)
+    np.testing.assert_allclose(found["wrong"], -found["right"], atol=1e-6)
+
+
+def test_road_is_pytorch_grad_cams():
+    images, right, _ = spotted()
+    heat = right + 0.01 * np.random.default_rng(0).random(right.shape).astype(np.float32)
+    peer = ROADCombined(percentiles=[50, 75, 90])  # of the pixels are kept
+    target = [ClassifierOutputSoftmaxTarget(1)] * 2
+    theirs = peer(images, heat, target, Spotter())
+    ours = trial.road(Spotter(), images, torch.tensor([1, 1]), heat, (0.5, 0.25, 0.1))
+    assert ours.min() > 0.2
+    np.testing.assert_allclose(ours, theirs, atol=0.02)
+
+
+# --- A verdict -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "above", "below"),
+    [
+        (0.2, 0.4, "yes", "no"),
+        (-0.2, 0.05, "no", "yes"),
+        (0.05, 0.15, "not shown", "not shown"),  # narrow, and on both sides
+        (-9, 9, "not shown", "not shown"),
+        (0.1, 0.2, "not shown", "not shown"),  # what is asked is one of its ends
+        (np.nan, np.nan, "not shown", "not shown"),
+    ],
+)
+def test_verdict_takes_the_whole_interval(low, high, above, below):
+    assert trial.verdict(low, high, 0.1) == above
+    assert trial.verdict(low, high, 0.1, below=True) == below
+
+
+def test_over_networks_of_equal_networks_is_the_interval_over_slides():
+    tiles, groups = np.random.default_rng(0).normal(size=40), np.arange(40) // 4
+    mean, low, high = trial.over_networks(np.stack([tiles] * 6), groups)
+    expected = bootstrap_interval(lambda k: tiles[k].mean(), 40, groups, samples=400)
+    assert mean == pytest.approx(tiles.mean())
+    np.testing.assert_allclose((low, high), expected)
+
+
+def test_over_networks_counts_the_luck_of_a_network_and_leaves_out_what_is_unknown():
+    values = np.repeat([[0.0], [1.0]], 50, axis=1)  # two networks that differ, tiles that do not
+    values[0, :10] = np.nan
+    mean, low, high = trial.over_networks(values)
+    assert mean == pytest.approx(50 / 90) and (low, high) == (0, 1)
 
 
 # --- Ink -----------------------------------------------------------------------------------------
