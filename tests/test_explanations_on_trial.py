@@ -3,6 +3,7 @@
 from itertools import pairwise
 from types import SimpleNamespace
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -19,7 +20,7 @@ from skimage.metrics import structural_similarity
 from torch import nn
 
 from crc_helpers import explanations_on_trial as trial
-from crc_helpers import studies
+from crc_helpers import figures, studies
 from crc_helpers.augmentation import STAINS
 from crc_helpers.evaluation import bootstrap_interval
 from crc_helpers.grad_cam import enlarge, grad_cam, overlap
@@ -194,6 +195,17 @@ def test_box_overlap_by_hand():
     found = trial.box_overlap(heats, np.stack([region] * len(heats)))
     np.testing.assert_allclose(found, [1, 8 / 24, 1, 0, 1, 0, np.nan])
     assert trial.box_overlap(heats[:1], np.zeros((1, 20, 20))).tolist() == [0]
+
+
+def test_panels_of_different_curves_have_a_legend_each():
+    curve = np.array([[0.1, 0.2], [0.0, 0.1], [0.2, 0.3]])
+    apart = figures.curve_panels({"a": {"one": curve}, "b": {"two": curve}}, [0, 1], "x", "y")
+    names = [[t.get_text() for t in ax.get_legend().get_texts()] for ax in apart.axes]
+    assert names == [["one"], ["two"]] and not apart.legends
+    shared = figures.curve_panels({"a": {"one": curve}, "b": {"one": curve}}, [0, 1], "x", "y")
+    assert [t.get_text() for t in shared.legends[0].get_texts()] == ["one"]
+    assert not any(ax.get_legend() for ax in shared.axes)
+    plt.close("all")
 
 
 # --- Agreement -----------------------------------------------------------------------------------
