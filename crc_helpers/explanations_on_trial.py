@@ -10,6 +10,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+import pandas as pd
 import torch
 import torch.nn.functional as F
 from captum.attr import IntegratedGradients, Occlusion
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from crc_helpers.augmentation import UNSTAIN, VIEWS, shrink
 from crc_helpers.data import cache_folder
+from crc_helpers.evaluation import bootstrap_interval
 from crc_helpers.fine_tuning import fine_tune, predict
 from crc_helpers.grad_cam import (
     boxes,
@@ -27,7 +29,6 @@ from crc_helpers.grad_cam import (
     grad_cam,
     hits,
     mass_inside,
-    overlap,
     stage_names,
 )
 from crc_helpers.models import Classifier, Encoder, evaluating
@@ -127,6 +128,48 @@ def centre_map(count: int, size: int) -> np.ndarray:
     return np.broadcast_to(bump, (count, size, size))
 
 
+def all_maps(
+    model: Classifier, images: Tensor, targets: Tensor, costly: int | None = None, windows: int = 4
+) -> dict[str, Tensor]:
+    """Return the maps of five methods by name, what speaks for the class only.
+
+    costly: of how many images those maps are made that need many passes; None: of all. windows:
+    squares a side that occlusion covers one by one.
+    """
+    early, square = stage_names(model)[-2], images.shape[-1] // windows
+    cheap = {
+        "Grad-CAM": lambda x, y: grad_cam(model, x, y).maps,
+        "HiResCAM": lambda x, y: hires_cam(model, x, y, early),
+        "LayerCAM": lambda x, y: layer_cam(model, x, y),
+    }
+    many_passes = {
+        "Integrated Gradients": lambda x, y: integrated_gradients(model, x, y, 8).relu(),
+        "occlusion": lambda x, y: occlusion(model, x, y, square, square).relu(),
+    }
+    found = {}
+    for name, make in (cheap | many_passes).items():
+        n = len(images) if name in cheap or costly is None else min(costly, len(images))
+        pieces = [slice(i, min(i + 64, n)) for i in range(0, n, 64)]
+        found[name] = torch.cat([make(images[p], targets[p]) for p in pieces])
+    return found
+
+
+def blind_maps(images: Tensor, cells: int) -> dict[str, Tensor]:
+    """Return maps that know no network, by name, as coarse as `cells` a side."""
+    grain, images = images.shape[-1] / cells / 2, images.cpu()
+    return {
+        "edges": torch.from_numpy(edge_map(images, grain)),
+        "colour unlike the mean": (images - mean_colour(images)).abs().sum(dim=1),
+        "haematoxylin": torch.from_numpy(stain_map(images, grain)),
+        "centre": torch.from_numpy(centre_map(len(images), images.shape[-1]).copy()),
+    }
+
+
+def blank(maps: Tensor) -> np.ndarray:
+    """Return which maps (N, h, w) are zero everywhere, bool (N,)."""
+    return (maps.flatten(1).amax(dim=1) <= 0).numpy()
+
+
 # --- Trial 1: against a known region --------------------------------------------------------------
 
 
@@ -178,23 +221,29 @@ def at_size(maps: Tensor, size: int) -> np.ndarray:
 
 
 def rank_correlation(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """Return Spearman's correlation of each pair of maps (N, H, W), (N,); NaN for a flat map."""
+    """Return Spearman's correlation of each pair of maps (N, H, W), (N,).
+
+    A flat map has no order to share: 0 where one is flat, NaN where both are.
+    """
     ranks = [rankdata(m.reshape(len(m), -1), axis=1) for m in (one, other)]
     a, b = (r - r.mean(axis=1, keepdims=True) for r in ranks)
-    scale = np.sqrt((a**2).sum(axis=1) * (b**2).sum(axis=1))
-    return np.divide((a * b).sum(axis=1), scale, out=np.full(len(a), np.nan), where=scale > 0)
+    spread = np.stack([(a**2).sum(axis=1), (b**2).sum(axis=1)])
+    nothing = np.where(spread.max(axis=0) > 0, 0.0, np.nan)
+    return np.divide((a * b).sum(axis=1), np.sqrt(spread.prod(axis=0)), out=nothing,
+                     where=spread.min(axis=0) > 0)  # fmt: skip
 
 
 def ssim(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """Return the structural similarity of each pair of maps (N, H, W), (N,); NaN for a zero map.
+    """Return the structural similarity of each pair of maps (N, H, W), (N,).
 
-    Each is divided by its own maximum first, as what the eye compares is pictures.
+    Each is divided by its own maximum first, as what the eye compares is pictures. A blank map is
+    like no picture: 0 where one is zero everywhere, NaN where both are.
     Source: Wang et al. 2004, doi:10.1109/TIP.2003.819861, with its window; by scikit-image.
     """
     window = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
     return np.array([
         structural_similarity(a / a.max(), b / b.max(), data_range=1.0, **window)
-        if a.max() > 0 and b.max() > 0 else np.nan
+        if min(a.max(), b.max()) > 0 else 0.0 if max(a.max(), b.max()) > 0 else np.nan
         for a, b in zip(one.astype(float), other.astype(float), strict=True)
     ])  # fmt: skip
 
@@ -284,73 +333,279 @@ def area_under(curve: np.ndarray, shares: Sequence[float]) -> np.ndarray:
     return np.trapezoid(curve, shares, axis=1) / (shares[-1] - shares[0])
 
 
+def road(
+    model: Classifier, images: Tensor, target: Tensor, heat: np.ndarray, shares: Sequence[float]
+) -> np.ndarray:
+    """Return how much more probable each tile's class is with the coldest pixels gone than with the
+    hottest, halved and averaged over shares: (N,), 0 for a map that knows nothing.
+
+    What is gone is imputed. Source: Rong et al. 2022, arXiv 2202.00449; halved as in
+    pytorch-grad-cam's `ROADCombined`.
+    """
+    hottest, coldest = (
+        perturbation_curve(model, images, target, order, imputed_fill, shares)
+        for order in (heat, -heat)
+    )
+    return (coldest - hottest).mean(axis=1) / 2
+
+
+# --- A verdict ------------------------------------------------------------------------------------
+
+
+def over_networks(
+    values: np.ndarray, groups: np.ndarray | None = None, samples: int = 400
+) -> tuple[float, float, float]:
+    """Return the mean of values (networks, N) and its 95 % interval over networks and slides.
+
+    Both are drawn with replacement, for another network is as much luck as another slide. NaN is
+    left out.
+    """
+    rng, networks = np.random.default_rng(0), len(values)
+    low, high = bootstrap_interval(
+        lambda tiles: np.nanmean(values[rng.integers(0, networks, networks)][:, tiles]),
+        values.shape[1], groups, samples=samples,
+    )  # fmt: skip
+    return float(np.nanmean(values)), low, high
+
+
+def verdict(low: float, high: float, asked: float, below: bool = False) -> str:
+    """Return whether an interval lies on the wanted side of what is asked.
+
+    "yes": all of it, above (or below) `asked`. "no": all of it on the other side. "not shown": it
+    holds `asked`, or is not known. A wide interval never earns a yes or a no.
+    """
+    wanted, other = (high < asked, low > asked) if below else (low > asked, high < asked)
+    return "yes" if wanted else "no" if other else "not shown"
+
+
+# --- The shortcut ---------------------------------------------------------------------------------
+
+
+def marked_part(t: Any, part: np.ndarray) -> np.ndarray:
+    """Return those of a trial's tiles that have a twin with ink; of real tiles all."""
+    return part[part < len(t.marked)] if t.data == "synthetic" else part
+
+
+def with_ink(t: Any, index: np.ndarray) -> np.ndarray:
+    """Return tiles, uint8 (N, 3, H, W), with a dot of ink in a corner of every one of class 1."""
+    if t.data == "synthetic":
+        return t.marked.images[index]
+    return stamp(t.tiles.images[index], t.labels(index) == 1)
+
+
+def stamp(images: np.ndarray, which: np.ndarray) -> np.ndarray:
+    """Return uint8 tiles (N, 3, H, W), those that `which` (N,) names with a dot, as drawn tiles
+    have it: round, blue, 14 % of a side wide, in the upper left corner.
+    """
+    side = (np.arange(images.shape[-1]) + 0.5) / images.shape[-1] - 0.13
+    dot = np.hypot(side[:, None], side[None]) < 0.072
+    light = np.exp(-np.array([1.4, 0.6, 0.9]))[:, None, None]  # what the ink lets through
+    inked = np.where(dot, images * light, images).astype(np.uint8)
+    return np.where(which[:, None, None, None], inked, images)
+
+
+def turned(images: np.ndarray) -> np.ndarray:
+    """Return images (N, ..., H, W), the first as it is, each by a quarter turn more than the last.
+
+    Ink then lies in any corner, and a map that is always hot in one has no advantage.
+    """
+    return np.stack([np.rot90(image, k, (-2, -1)) for k, image in enumerate(images)])
+
+
+def ink_mask(marked: np.ndarray, clean: np.ndarray) -> np.ndarray:
+    """Return where a dot of ink was put, uint8 (N, H, W): where a tile differs from its twin.
+
+    marked, clean: uint8 (N, 3, H, W), the same tissue with ink and without.
+    """
+    return (np.abs(marked.astype(int) - clean).max(axis=1) > 25).astype(np.uint8)
+
+
+def ink_decided(dotted: np.ndarray, with_ink: np.ndarray, without: np.ndarray) -> np.ndarray:
+    """Return on which tiles the ink decided the answer, bool (N,): wiped off, the class changes.
+
+    dotted: bool (N,); with_ink, without: classes predicted (N,).
+    """
+    return dotted & (with_ink != without)
+
+
+def four_corners(mask: np.ndarray) -> np.ndarray:
+    """Return where ink could have been, uint8 (H, W): in all corners, where half the dots reach.
+
+    mask: (N, H, W) of 0 and 1, with a dot in one corner or none.
+    """
+    share = mask[mask.any(axis=(1, 2))].mean(axis=0)
+    return (sum(np.rot90(share, k) for k in range(4)) > 0.5).astype(np.uint8)
+
+
+def cells_of(region: np.ndarray, cells: int) -> np.ndarray:
+    """Return which cells of a coarse grid hold a region, bool (N, cells, cells).
+
+    region: (N, H, W) of 0 and 1. They are those that are at least half as full as the fullest;
+    none for an empty region.
+    """
+    share = at_size(torch.from_numpy(region.astype(np.float32)), cells)
+    return (share > 0) & (share >= share.max(axis=(1, 2), keepdims=True) / 2)
+
+
+def ink_scores(
+    maps: dict[str, Tensor], place: np.ndarray, cells: int
+) -> dict[tuple[str, str], np.ndarray]:
+    """Return each map's scores (N,) with the ink, by score and name.
+
+    hit: is the hottest cell of a grid, on which all maps are compared, one that holds ink? mass:
+    the share of the heat in the ink itself. place: (N, H, W) of 0 and 1.
+    """
+    holds, found = cells_of(place, cells), {}
+    for name, heat in maps.items():
+        found["hit", name] = hits(at_size(heat, cells), holds)
+        found["mass", name] = mass_inside(at_size(heat, place.shape[-1]), place)
+    return found
+
+
+def ink_table(t: Any, network: Classifier, test: np.ndarray) -> pd.DataFrame:
+    """Return what a network that saw ink does with each test tile, a row a tile.
+
+    label; dotted; said, said_without: the class with ink and with it wiped off; decided: the ink
+    decided, for wiped off the answer is another; free: no ink, and said to be of class 0, as such
+    tiles taught. Then "hit NAME" and "mass NAME" of each map with the ink, or on a free tile with
+    the four places where it could have been; "chance hit" and "chance mass", of a blind map; and
+    "other hit NAME", "other mass NAME" of the map for class 1, on free tiles.
+    """
+    marked, clean = turned(with_ink(t, test)), turned(t.tiles.images[test])
+    place = ink_mask(marked, clean)
+    with_it, without = (predict(network, x, t.recipe.size, t.fabric) for x in (marked, clean))
+    said, dotted = with_it.argmax(axis=1), place.any(axis=(1, 2))
+    table = pd.DataFrame({"label": t.labels(test), "dotted": dotted, "said": said,
+                          "said_without": without.argmax(axis=1), "p": with_it[:, 1]})  # fmt: skip
+    table["decided"] = ink_decided(dotted, said, table["said_without"].to_numpy())
+    table["free"] = free = ~dotted & (said == 0)
+    place[~dotted] = four_corners(place)
+    place = place[:, ::2, ::2]
+    images = shrink(torch.from_numpy(marked), t.recipe.size).to(t.fabric.device)
+    cells, scores = _ink_maps(network, images, torch.from_numpy(said), place, t.seed)
+    holds = cells_of(place, cells)
+    table["chance hit"], table["chance mass"] = holds.mean(axis=(1, 2)), place.mean(axis=(1, 2))
+    if free.any():
+        other = all_maps(network, images[free], torch.ones(free.sum(), dtype=int), windows=8)
+        for (score, name), values in ink_scores(other, place[free], cells).items():
+            scores[f"other {score}", name] = np.full(len(test), np.nan)
+            scores[f"other {score}", name][free] = values
+    columns = {f"{score} {name}": values for (score, name), values in scores.items()}
+    return pd.concat([table, pd.DataFrame(columns)], axis=1)
+
+
+def _ink_maps(
+    network: Classifier, images: Tensor, said: Tensor, place: np.ndarray, seed: int
+) -> tuple[int, dict]:
+    """The grid's cells a side, and the scores of all maps and controls."""
+    maps = all_maps(network, images, said, windows=8)
+    cells, (*_, (_, untrained)) = maps["Grad-CAM"].shape[-1], cascade(network, seed)
+    other = np.random.default_rng(seed).permutation(len(images))
+    maps["untrained network"] = grad_cam(untrained, images, said).maps
+    maps["another tile's map"] = maps["Grad-CAM"][other]
+    maps |= blind_maps(images, cells)
+    return cells, ink_scores(maps, place, cells)
+
+
 # --- The study: what costs training ---------------------------------------------------------------
 
-ARMS = ("trained", "trained again", "shuffled labels", "untrained", "ink")
+AGAIN = {"trained again": 1, **{f"trained again {k}": k for k in (2, 3, 4)}}
+ARMS = ("trained", *AGAIN, "shuffled labels", "untrained")
+METHODS = ("Grad-CAM", "HiResCAM", "LayerCAM", "Integrated Gradients", "occlusion")
+COSTLY = 64  # test tiles of a row whose maps need many passes
+SIDE = 112  # at which maps meet regions, pixels
+COMPARED = 48  # at which maps meet maps
 
 
 def explanations_plan(seeds: int) -> Iterator[dict]:
-    """Yield five networks a seed."""
+    """Yield seven networks a seed, and twice as many seeds of the one that is trained on ink.
+
+    Ink decides the answer on a dozen test tiles a seed, hence more of them.
+    """
     yield from ({"seed": seed, "arm": arm} for seed in range(seeds) for arm in ARMS)
+    yield from ({"seed": seed, "arm": "ink"} for seed in range(2 * seeds))
 
 
 def explanations_row(t: Any, arm: str) -> dict:
     """Measure the maps of one network on the test tiles: t is a `studies.Trial`.
 
-    hit, mass, overlap: with the diagnostic region, or in "ink" with the dot, on tiles whose answer
-    changes when it is wiped off ("flips" is their share); area: of the region, which is chance.
-    spearman, ssim: agreement with the maps of "trained", for the same classes; pair_...: of that
-    network's maps of two different tiles. ..._near: with a cell's width of tolerance round the dot.
+    Columns end in the name of a map. spearman, ssim: agreement with that map of the network
+    "trained", for the same classes; pair, pair_ssim: of two tiles' maps of that network. blank: the
+    share of Grad-CAM's maps that are zero. hit, mass: with the diagnostic region; area, which is
+    chance. "ink" has others: see `_ink_row`.
     """
     if arm == "ink":
-        return _ink_row(t) if t.data == "synthetic" else {}
-    test, network = t.parts.test, train_network(t, arm)
+        return _ink_row(t)
+    test = np.random.default_rng(t.seed).permutation(t.parts.test)
+    first, network = train_network(t, "trained"), train_network(t, arm)
     found = t.score(lambda i: predict(network, t.tiles.images.pick(i), t.recipe.size, t.fabric))
-    first = train_network(t, "trained")
     images = tile_batch(t.tiles, test, t.recipe.size).to(t.fabric.device)
-    reference = grad_cam(first, images)
-    one, other = (
-        at_size(grad_cam(n, images, reference.targets).maps, 48) for n in (first, network)
+    targets = grad_cam(first, images).targets
+    found |= agreement_scores(
+        *(all_maps(n, images, targets.to(images.device), COSTLY) for n in (first, network))
     )
-    shuffled = np.random.default_rng(t.seed).permutation(len(test))
-    for name, agree in (("spearman", rank_correlation), ("ssim", ssim)):
-        found |= {name: float(np.nanmean(agree(one, other)))}
-        found |= {f"pair_{name}": float(np.nanmean(agree(one, one[shuffled])))}
     if t.tiles.masks is None:
         return found
-    return found | region_scores(grad_cam(network, images).maps, t.tiles.masks[test])
+    maps = all_maps(network, images, grad_cam(network, images).targets, COSTLY)
+    maps["another tile's map"] = maps["Grad-CAM"].roll(len(test) // 2, 0)
+    maps |= blind_maps(images, maps["Grad-CAM"].shape[-1])
+    step = t.tiles.masks.shape[-1] // SIDE
+    return found | region_scores(maps, t.tiles.masks[test][:, ::step, ::step])
+
+
+def agreement_scores(one: dict[str, Tensor], other: dict[str, Tensor]) -> dict[str, float]:
+    """Return how far two networks' maps (N, h, w) of the same tiles agree, by method.
+
+    As a landmark, how far the first one's maps of different tiles do: the mean of five pairings.
+    """
+    found = {"blank": float(blank(other["Grad-CAM"]).mean())}
+    for name in one:
+        a, b = (at_size(maps[name], COMPARED) for maps in (one, other))
+        pairs = [rank_correlation(a, np.roll(a, k, axis=0)) for k in range(1, 6)]
+        found |= {f"spearman {name}": float(np.nanmean(rank_correlation(a, b))),
+                  f"pair {name}": float(np.nanmean(pairs))}  # fmt: skip
+    a, b = (at_size(maps["Grad-CAM"], COMPARED) for maps in (one, other))
+    for name, second in (("ssim", b), ("pair_ssim", np.roll(a, 1, axis=0))):
+        found[f"{name} Grad-CAM"] = float(np.nanmean(ssim(a, second)))
+    return found
+
+
+def region_scores(maps: dict[str, Tensor], region: np.ndarray) -> dict[str, float]:
+    """Return mean hit and mass of maps with regions (N, H, W), by name, and chance: the area.
+
+    Tiles without a region are left out, and in each score maps that are zero. A method with fewer
+    maps has those of the first tiles.
+    """
+    there, found = region.any(axis=(1, 2)), {"area": float(region[region.any(axis=(1, 2))].mean())}
+    for name, heat in maps.items():
+        use = there[: len(heat)]
+        pixels, inside = at_size(heat, region.shape[-1])[use], region[: len(heat)][use]
+        for score, measure in (("hit", hits), ("mass", mass_inside)):
+            found[f"{score} {name}"] = float(np.nanmean(measure(pixels, inside)))
+    return found
 
 
 def _ink_row(t: Any) -> dict:
-    network, test = train_network(t, "ink"), t.parts.test
-    test = test[test < len(t.marked)]  # the first, which both cohorts have
-    mask = ink_mask(t.marked.images[test], t.tiles.images[test])
-
-    def answers(tiles: Any) -> np.ndarray:
-        return predict(network, tiles.images.pick(test), t.recipe.size, t.fabric)
-
-    dotted, given = mask.any(axis=(1, 2)), {"ink": answers(t.marked), "no ink": answers(t.tiles)}
-    found = t.score(lambda _: given["ink"], test)
-    said = {name: p.argmax(axis=1) for name, p in given.items()}
-    found |= {"accuracy_without_ink": float((said["no ink"] == t.labels(test)).mean()),
-              "flips": float((said["ink"] != said["no ink"])[dotted].mean())}  # fmt: skip
-    decided = ink_decided(dotted, said["ink"], said["no ink"])
-    images = tile_batch(t.marked, test[decided], t.recipe.size).to(t.fabric.device)
-    maps, mask = grad_cam(network, images).maps, mask[decided]
-    cell = mask.shape[-1] // maps.shape[-1]
-    wide = np.stack([cv2.dilate(m, np.ones((2 * cell + 1, 2 * cell + 1))) for m in mask])
-    near = region_scores(maps, wide)
-    found |= {"hit_near": near["hit"], "area_near": near["area"]}
-    return found | region_scores(maps, mask)
-
-
-def region_scores(maps: Tensor, region: np.ndarray) -> dict[str, float]:
-    """Return mean hit, mass and overlap of maps with regions (N, H, W), and chance: the area."""
-    there = region.any(axis=(1, 2))
-    heat, region = enlarge(maps, region.shape[-1])[there], region[there]
-    scores = {"hit": hits, "mass": mass_inside, "overlap": overlap}
-    found = {k: float(np.nanmean(score(heat, region))) for k, score in scores.items()}
-    return found | {"area": float(region.mean())}
+    """Counts of tiles, accuracies, and means of `ink_table`: of decided tiles by the name alone,
+    of the other dotted tiles and of free ones with that word before it. "given away": the share of
+    the dotted tiles said to be of class 1 whose hottest cell holds the ink.
+    """
+    test = marked_part(t, t.parts.test)
+    table = ink_table(t, train_network(t, "ink"), test)
+    p = np.stack([1 - table["p"], table["p"]], axis=1)
+    found = t.score(lambda _: p, test) | {"tested": len(test)}
+    dotted = table["dotted"]
+    found |= {"accuracy_without_ink": float((table["said_without"] == table["label"]).mean()),
+              "flips": float(table.loc[dotted, "decided"].mean())}  # fmt: skip
+    kinds = {"": table["decided"], "undecided ": dotted & ~table["decided"], "free ": table["free"]}
+    named = [c for c in table if c.startswith(("hit", "mass", "chance", "other"))]
+    for word, rows in kinds.items():
+        found[f"{word or 'decided '}tiles"] = int(rows.sum())
+        kept = [c for c in named if word == "free " or not c.startswith("other")]
+        found |= {word + c: float(table.loc[rows, c].mean()) for c in kept}
+    shown = table[dotted & (table["said"] == 1)]
+    found["dotted said 1"] = len(shown)
+    return found | {f"given away {m}": float(shown[f"hit {m}"].mean()) for m in METHODS}
 
 
 def tile_batch(tiles: Any, index: np.ndarray, size: int) -> Tensor:
@@ -359,47 +614,35 @@ def tile_batch(tiles: Any, index: np.ndarray, size: int) -> Tensor:
     return torch.cat([shrink(torch.from_numpy(tiles.images[p].copy()), size) for p in parts])
 
 
-def ink_mask(marked: np.ndarray, clean: np.ndarray) -> np.ndarray:
-    """Return where a dot of ink was put, uint8 (N, H, W): where a tile differs from its twin.
-
-    marked, clean: uint8 (N, 3, H, W), the same tissue drawn with ink and without.
-    """
-    return (np.abs(marked.astype(int) - clean).max(axis=1) > 25).astype(np.uint8)
-
-
-def ink_decided(dotted: np.ndarray, with_ink: np.ndarray, without: np.ndarray) -> np.ndarray:
-    """Return on which tiles the ink decided the answer, bool (N,): wiped off, the class changes.
-
-    dotted: bool (N,); with_ink, without: classes predicted (N,). Where it decided none, all dotted.
-    """
-    changed = dotted & (with_ink != without)
-    return changed if changed.any() else dotted
-
-
 def train_network(t: Any, arm: str) -> Classifier:
     """Return the network of an arm, from the cache if it was trained before.
 
-    "trained again" differs from "trained" in nothing but the seed of weights and batches.
+    "trained again" and its like differ from "trained" in nothing but the seed of weights and
+    batches.
     """
-    r, seed = t.recipe, t.seed + 1000 * (arm == "trained again")
+    r, seed = t.recipe, t.seed + 1000 * AGAIN.get(arm, 0)
     torch.manual_seed(seed)
     network = Classifier(Encoder(r.backbone), len(t.tiles.class_names)).to(t.fabric.device)
     if arm == "untrained":
         return network.eval()
-    tiles = t.marked if arm == "ink" else t.tiles
-    train, val = (part[part < len(tiles)] for part in (t.parts.train, t.parts.val))
-    labels = tiles.labels
-    if arm == "shuffled labels":  # to learn by heart: there is nothing for validation to choose
-        labels, known, val = labels.copy(), labels >= 0, val[:0]  # -1: no class of this task
-        labels[known] = np.random.default_rng(seed).permutation(labels[known])
+    parts, labels = (t.parts.train, t.parts.val), t.tiles.labels
+    if arm == "ink":
+        train, val = (marked_part(t, part) for part in parts)
+        images = [with_ink(t, part) for part in (train, val)]
+    else:
+        train, val = parts
+        if arm == "shuffled labels":  # learnt by heart: there is nothing for validation to choose
+            labels, known, val = labels.copy(), labels >= 0, val[:0]  # -1: no class of this task
+            labels[known] = np.random.default_rng(seed).permutation(labels[known])
+        images = [t.tiles.images[part] for part in (train, val)]
     settings = dict(size=r.size, batch=r.batch, lr=r.rates[-1], seed=seed,
                     epochs=max(1, round(r.steps / (len(train) // r.batch))))  # fmt: skip
-    used = [content_hash(tiles.images.pick(part)) for part in (train, val)]
-    mark = fingerprint(tiles=used, labels=labels[train].tolist(), arm=arm, network=r.backbone,
-                       code=file_hash(Path(__file__)), **settings)  # fmt: skip
+    mark = fingerprint(tiles=[content_hash(x) for x in images], labels=labels[train].tolist(),
+                       arm=arm, network=r.backbone, code=file_hash(Path(__file__)),
+                       **settings)  # fmt: skip
     file = cache_folder() / "studies" / f"{mark}.safetensors"
     if not file.is_file():
-        fine_tune(network, tiles.images[train], labels[train], tiles.images[val], labels[val],
+        fine_tune(network, images[0], labels[train], images[1], labels[val],
                   VIEWS["gentle"], t.fabric, optimizer="adamw-one-cycle", name=arm,
                   **settings)  # fmt: skip
         save_weights(file, network, origin=False)

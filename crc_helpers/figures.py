@@ -543,19 +543,20 @@ def curve_panels(
 ) -> Figure:
     """Draw curves by name, a panel a title: value, low and high (3, S) over x (S,).
 
-    `controls` are drawn in grey; apart separates the last point, which is then a landmark.
+    `controls` are drawn in grey; apart separates the last point, which is then a landmark. Panels
+    of the same curves share a legend.
     """
     rows = -(-len(panels) // columns)
     figure, axes = plt.subplots(rows, columns, figsize=(5.0 * columns + 1.6, 3.3 * rows),
                                 squeeze=False, sharey="row")  # fmt: skip
     at = x if not isinstance(x[0], str) else range(len(x))
-    greys = iter([("0.25", ":"), ("0.5", "--"), ("0.7", "-."), ("0.4", "-")])
-    styles = {name: next(greys) for name in controls}
-    colours = iter(PALETTE)
-    for ax, (title, curves) in zip(axes.flat, panels.items(), strict=True):
+    shared = len({tuple(curves) for curves in panels.values()}) == 1
+    greys = [("0.25", ":"), ("0.5", "--"), ("0.7", "-."), ("0.4", "-")]
+    for ax, (title, curves) in zip(axes.flat, panels.items(), strict=False):
+        styles = dict(zip(controls, greys, strict=False))
+        coloured = [name for name in curves if name not in styles]
+        styles |= {name: (c, "-") for name, c in zip(coloured, PALETTE, strict=False)}
         for name, (value, low, high) in curves.items():
-            if name not in styles:
-                styles[name] = (next(colours), "-")
             colour, line = styles[name]
             end = len(value) - 1 if apart else len(value)
             ax.plot(at[:end], value[:end], line, color=colour, marker="o", markersize=4, label=name)
@@ -567,8 +568,11 @@ def curve_panels(
         ax.set_title(title, fontsize=11)
         ax.set(xlabel=xlabel)
         ax.tick_params(labelsize=10)
+        if not shared:
+            ax.legend(frameon=False, fontsize=9)
     for ax in axes[:, 0]:
         ax.set(ylabel=ylabel)
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), frameon=False, fontsize=10,
-                  loc="outside right upper")  # fmt: skip
+    if shared:
+        figure.legend(*axes[0, 0].get_legend_handles_labels(), frameon=False, fontsize=10,
+                      loc="outside right upper")  # fmt: skip
     return figure

@@ -1,21 +1,28 @@
 """Maps against peers and by hand; every trial against a case whose answer is known."""
 
 from itertools import pairwise
+from types import SimpleNamespace
 
+import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from pytorch_grad_cam import HiResCAM, LayerCAM
-from pytorch_grad_cam.metrics.road import NoisyLinearImputer
+from pytorch_grad_cam.metrics.road import NoisyLinearImputer, ROADCombined
 from pytorch_grad_cam.utils.image import scale_cam_image
-from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+from pytorch_grad_cam.utils.model_targets import (
+    ClassifierOutputSoftmaxTarget,
+    ClassifierOutputTarget,
+)
 from scipy.stats import spearmanr
 from skimage.metrics import structural_similarity
 from torch import nn
 
 from crc_helpers import explanations_on_trial as trial
-from crc_helpers import studies
+from crc_helpers import figures, studies
 from crc_helpers.augmentation import STAINS
+from crc_helpers.evaluation import bootstrap_interval
 from crc_helpers.grad_cam import enlarge, grad_cam, overlap
 from crc_helpers.models import Classifier, Encoder
 from crc_helpers.synthetic_tissue import TissueParameters, draw
@@ -190,6 +197,17 @@ def test_box_overlap_by_hand():
     assert trial.box_overlap(heats[:1], np.zeros((1, 20, 20))).tolist() == [0]
 
 
+def test_panels_of_different_curves_have_a_legend_each():
+    curve = np.array([[0.1, 0.2], [0.0, 0.1], [0.2, 0.3]])
+    apart = figures.curve_panels({"a": {"one": curve}, "b": {"two": curve}}, [0, 1], "x", "y")
+    names = [[t.get_text() for t in ax.get_legend().get_texts()] for ax in apart.axes]
+    assert names == [["one"], ["two"]] and not apart.legends
+    shared = figures.curve_panels({"a": {"one": curve}, "b": {"one": curve}}, [0, 1], "x", "y")
+    assert [t.get_text() for t in shared.legends[0].get_texts()] == ["one"]
+    assert not any(ax.get_legend() for ax in shared.axes)
+    plt.close("all")
+
+
 # --- Agreement -----------------------------------------------------------------------------------
 
 
@@ -204,7 +222,9 @@ def test_rank_correlation_is_scipys():
     expected = [spearmanr(a.ravel(), b.ravel())[0] for a, b in zip(one, other, strict=True)]
     np.testing.assert_allclose(trial.rank_correlation(one, other), expected)
     np.testing.assert_allclose(trial.rank_correlation(one, -(one**3)), -1)
-    assert np.isnan(trial.rank_correlation(one[:1], 0 * one[:1])).all()
+    flat = 0 * one[:1]  # has no order to share
+    assert trial.rank_correlation(one[:1], flat) == trial.rank_correlation(flat, one[:1]) == 0
+    assert np.isnan(trial.rank_correlation(flat, flat)).all()
 
 
 def test_ssim_is_scikit_images():
@@ -217,7 +237,9 @@ def test_ssim_is_scikit_images():
     assert 0.05 < np.mean(expected) < 0.95
     np.testing.assert_allclose(trial.ssim(one, other), expected, atol=1e-6)
     np.testing.assert_allclose(trial.ssim(one, 5 * one), 1)
-    assert np.isnan(trial.ssim(one[:1], 0 * one[:1])).all()
+    blank = 0 * one[:1]
+    assert trial.ssim(one[:1], blank) == trial.ssim(blank, one[:1]) == 0
+    assert np.isnan(trial.ssim(blank, blank)).all()
 
 
 def test_at_size_averages_fine_maps_and_interpolates_coarse_ones():
@@ -341,7 +363,64 @@ def test_area_under_is_a_mean_height():
     np.testing.assert_allclose(trial.area_under(np.array([[1.0, 0, 0]]), [0, 0.1, 1]), [0.05])
 
 
-# --- Ink, and the study --------------------------------------------------------------------------
+def test_road_of_the_right_map_the_wrong_one_and_of_chance():
+    images, right, wrong = spotted()
+    target, shares = torch.tensor([1, 1]), (1 / 16, 0.5)  # the square, and more
+    found = {
+        name: trial.road(Spotter(), images, target, heat, shares)
+        for name, heat in (("right", right), ("wrong", wrong))
+    }
+    # Without the square, filled from the black around it, p is a half; without the rest it is 1.
+    np.testing.assert_allclose(found["right"], (1 - 0.5) / 2, atol=0.03)
+    np.testing.assert_allclose(found["wrong"], -found["right"], atol=1e-6)
+
+
+def test_road_is_pytorch_grad_cams():
+    images, right, _ = spotted()
+    heat = right + 0.01 * np.random.default_rng(0).random(right.shape).astype(np.float32)
+    peer = ROADCombined(percentiles=[50, 75, 90])  # of the pixels are kept
+    target = [ClassifierOutputSoftmaxTarget(1)] * 2
+    theirs = peer(images, heat, target, Spotter())
+    ours = trial.road(Spotter(), images, torch.tensor([1, 1]), heat, (0.5, 0.25, 0.1))
+    assert ours.min() > 0.2
+    np.testing.assert_allclose(ours, theirs, atol=0.02)
+
+
+# --- A verdict -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "above", "below"),
+    [
+        (0.2, 0.4, "yes", "no"),
+        (-0.2, 0.05, "no", "yes"),
+        (0.05, 0.15, "not shown", "not shown"),  # narrow, and on both sides
+        (-9, 9, "not shown", "not shown"),
+        (0.1, 0.2, "not shown", "not shown"),  # what is asked is one of its ends
+        (np.nan, np.nan, "not shown", "not shown"),
+    ],
+)
+def test_verdict_takes_the_whole_interval(low, high, above, below):
+    assert trial.verdict(low, high, 0.1) == above
+    assert trial.verdict(low, high, 0.1, below=True) == below
+
+
+def test_over_networks_of_equal_networks_is_the_interval_over_slides():
+    tiles, groups = np.random.default_rng(0).normal(size=40), np.arange(40) // 4
+    mean, low, high = trial.over_networks(np.stack([tiles] * 6), groups)
+    expected = bootstrap_interval(lambda k: tiles[k].mean(), 40, groups, samples=400)
+    assert mean == pytest.approx(tiles.mean())
+    np.testing.assert_allclose((low, high), expected)
+
+
+def test_over_networks_counts_the_luck_of_a_network_and_leaves_out_what_is_unknown():
+    values = np.repeat([[0.0], [1.0]], 50, axis=1)  # two networks that differ, tiles that do not
+    values[0, :10] = np.nan
+    mean, low, high = trial.over_networks(values)
+    assert mean == pytest.approx(50 / 90) and (low, high) == (0, 1)
+
+
+# --- Ink -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("seed", [1, 2])
@@ -353,11 +432,115 @@ def test_ink_is_found_where_it_was_put(seed):
     assert not trial.ink_mask(plain.image[None], plain.image[None]).any()
 
 
+def test_a_stamp_is_the_dot_of_drawn_tiles():
+    marked = draw(TissueParameters(ink_dot=1), 1)
+    white = np.full((2, 3, *marked.ink.shape), 240, np.uint8)
+    stamped = trial.stamp(white, np.array([False, True]))
+    assert (stamped[0] == 240).all() and (white == 240).all()
+    assert stamped[1].min(axis=(1, 2)).tolist() == [59, 131, 97]  # 240 times e to -1.4, -0.6, -0.9
+    dot = stamped[1, 0] < 240
+    assert dot.sum() == pytest.approx(marked.ink.sum(), rel=0.05)
+    for found in (dot, marked.ink > 0):  # a drawn tile is turned at the end: any corner
+        from_centre = abs(np.argwhere(found).mean(axis=0) - 111.5) / 224
+        assert ((from_centre > 0.35) & (from_centre < 0.42)).all()
+
+
 def test_ink_decided_where_wiping_it_off_changes_the_class():
     dotted, clean = np.array([True, True, False, False]), np.array([0, 1, 0, 0])
     found = trial.ink_decided(dotted, np.array([1, 1, 1, 0]), clean)
     assert found.tolist() == [True, False, False, False]  # a change without ink is not the ink's
-    assert trial.ink_decided(dotted, clean, clean).tolist() == dotted.tolist()
+    assert not trial.ink_decided(dotted, clean, clean).any()
+
+
+def test_turned_turns_each_tile_once_more():
+    corner = np.zeros((5, 1, 4, 4))
+    corner[:, 0, 0, 0] = 1
+    found = [np.argwhere(image[0])[0].tolist() for image in trial.turned(corner)]
+    assert found == [[0, 0], [3, 0], [3, 3], [0, 3], [0, 0]]
+
+
+def test_four_corners_are_where_half_the_dots_reach():
+    dots = np.zeros((4, 8, 8), np.uint8)
+    dots[:3, 0, 0], dots[0, 0, 1] = 1, 1  # one of three dots is larger; the fourth tile has none
+    found = trial.four_corners(dots)
+    assert sorted(map(tuple, np.argwhere(found))) == [(0, 0), (0, 7), (7, 0), (7, 7)]
+
+
+def test_cells_of_a_region_are_those_half_as_full_as_the_fullest():
+    region = np.zeros((3, 8, 8), np.uint8)
+    region[0, 0, 0] = 1
+    region[1, 1, 0:4], region[1, 2, 0] = 1, 1  # two pixels in each of two cells, one in a third
+    found = trial.cells_of(region, 4)
+    assert [tuple(x) for x in np.argwhere(found)] == [(0, 0, 0), (1, 0, 0), (1, 0, 1), (1, 1, 0)]
+
+
+def test_ink_scores_by_hand():
+    place = np.zeros((2, 16, 16), np.uint8)
+    place[:, :2, :2] = 1
+    maps = torch.zeros(2, 4, 4)
+    maps[0, 0, 0], maps[1, 3, 3] = 1, 1
+    fine = torch.zeros(2, 16, 16)
+    fine[:, 0, 0], fine[:, 15, 15] = 3, 1
+    found = trial.ink_scores({"coarse": maps, "fine": fine, "none": 0 * maps}, place, 4)
+    assert found["hit", "coarse"].tolist() == [1, 0]  # the cell counts, not the pixel
+    assert found["hit", "fine"].tolist() == [1, 1] and found["mass", "fine"].tolist() == [0.75] * 2
+    # Enlarged, the hot cell fades into its neighbours: 0.25 of its heat is in 4 of its 16 pixels.
+    assert 4 / 36 < found["mass", "coarse"][0] <= 0.25 and found["mass", "coarse"][1] == 0
+    assert np.isnan(found["hit", "none"]).all() and np.isnan(found["mass", "none"]).all()
+
+
+def ink_case(monkeypatch, said, said_without):
+    """A trial of six real tiles, three of them of class 1, with the answers that are given."""
+    images = np.full((6, 3, 64, 64), 200, np.uint8)
+    labels = np.array([1, 0, 1, 0, 1, 0])
+    t = SimpleNamespace(
+        data="ebhi", seed=0, recipe=studies.Recipe(size=64), labels=labels.take,
+        tiles=SimpleNamespace(images=images), fabric=SimpleNamespace(device="cpu"),
+    )  # fmt: skip
+    answers = iter([said, said_without])
+    monkeypatch.setattr(trial, "predict", lambda *_: np.eye(2)[next(answers)])
+    return t, trial.ink_table(t, make_model(classes=2), np.arange(6))
+
+
+def test_ink_table_says_which_tiles_the_ink_decided(monkeypatch):
+    _, table = ink_case(monkeypatch, [1, 0, 1, 1, 0, 0], [0, 0, 1, 1, 0, 1])
+    assert table["dotted"].tolist() == [True, False] * 3
+    assert table["decided"].tolist() == [True] + [False] * 5
+    assert table["free"].tolist() == [False, True, False, False, False, True]
+    # 8 x 8 cells of a 64 px tile at layer3: 4 x 4. A dot lies in one of them, four dots in four.
+    np.testing.assert_allclose(table["chance hit"], [1 / 16, 4 / 16] * 3)
+    assert table["chance mass"].between(0.01, 0.09).all()
+    assert table.loc[table["free"], "other mass Grad-CAM"].notna().any()
+    assert table.loc[~table["free"], "other mass Grad-CAM"].isna().all()
+
+
+def test_the_row_of_the_ink_counts_what_its_table_holds(monkeypatch):
+    table = pd.DataFrame({
+        "label": [1, 1, 1, 1, 0, 0, 0], "dotted": [True] * 4 + [False] * 3,
+        "said": [1, 1, 1, 0, 0, 0, 1], "said_without": [0, 0, 1, 0, 0, 0, 1],
+        "decided": [True, True] + [False] * 5, "free": [False] * 4 + [True, True, False],
+        "p": [0.9, 0.8, 0.7, 0.2, 0.1, 0.3, 0.6], "chance hit": [0.1] * 7,
+    })  # fmt: skip
+    for name in trial.METHODS:
+        table[f"hit {name}"] = [1, 0, 0, 1, 1, 0, 1]
+        table[f"other hit {name}"] = [np.nan] * 4 + [1, 1, np.nan]
+    monkeypatch.setattr(trial, "ink_table", lambda *_: table)
+    monkeypatch.setattr(trial, "train_network", lambda *_: None)
+    t = SimpleNamespace(
+        data="ebhi", parts=SimpleNamespace(test=np.arange(7)),
+        score=lambda classify, _: studies.scores(table["label"].to_numpy(), classify(0)),
+    )  # fmt: skip
+    row = trial.explanations_row(t, "ink")
+    assert row["accuracy"] == pytest.approx(5 / 7)  # the probabilities of its table, in order
+    assert row["accuracy_without_ink"] == pytest.approx(3 / 7) and row["flips"] == 0.5
+    counts = [row[f"{k} tiles"] for k in ("decided", "undecided", "free")]
+    assert counts == [2, 2, 2] and row["dotted said 1"] == 3 and row["tested"] == 7
+    hit = [row[f"{k}hit occlusion"] for k in ("", "undecided ", "free ", "free other ")]
+    assert hit == [0.5, 0.5, 0.5, 1]
+    assert row["given away Grad-CAM"] == pytest.approx(1 / 3)
+
+
+# --- The study -----------------------------------------------------------------------------------
 
 
 def test_region_scores_leave_out_tiles_without_a_region():
@@ -365,14 +548,29 @@ def test_region_scores_leave_out_tiles_without_a_region():
     maps[0, 0, 0], maps[1, 3, 3] = 1, 1
     region = np.zeros((2, 16, 16), np.uint8)
     region[0, :8, :8] = 1
-    found = trial.region_scores(maps, region)
-    assert found["hit"] == 1 and found["mass"] > 0.99 and found["area"] == 0.25
+    found = trial.region_scores({"one": maps, "few": maps[:1]}, region)
+    assert found["hit one"] == found["hit few"] == 1 and found["area"] == 0.25
+    assert found["mass one"] == found["mass few"] > 0.99
 
 
-def test_study_plans_every_arm_of_every_seed():
-    plan = list(trial.explanations_plan(2))
-    assert len(plan) == 10 and {row["seed"] for row in plan} == {0, 1}
-    assert {row["arm"] for row in plan} == set(trial.ARMS)
+def test_agreement_scores_of_a_network_with_itself_and_with_a_blank_one():
+    maps = {"Grad-CAM": torch.rand(8, 6, 6, generator=torch.Generator().manual_seed(0))}
+    same, nothing = (
+        trial.agreement_scores(maps, {"Grad-CAM": k * maps["Grad-CAM"]}) for k in (2, 0)
+    )
+    assert same["spearman Grad-CAM"] == pytest.approx(1) and same["ssim Grad-CAM"] == pytest.approx(
+        1
+    )
+    assert nothing["spearman Grad-CAM"] == nothing["ssim Grad-CAM"] == 0
+    assert (same["blank"], nothing["blank"]) == (0, 1)
+    assert abs(same["pair Grad-CAM"]) < 0.3 and same["pair Grad-CAM"] == nothing["pair Grad-CAM"]
+
+
+def test_study_plans_every_arm_of_every_seed_and_twice_as_much_ink():
+    plan = [(row["seed"], row["arm"]) for row in trial.explanations_plan(2)]
+    assert len(set(plan)) == len(plan) == 2 * 7 + 4
+    assert {arm for seed, arm in plan if seed == 1} == {*trial.ARMS, "ink"}
+    assert {arm for seed, arm in plan if seed == 3} == {"ink"}
 
 
 @pytest.mark.slow
@@ -380,17 +578,33 @@ def test_study_goes_on_where_it_stopped(tmp_path, monkeypatch):
     monkeypatch.setenv("CRC_HELPERS_CACHE", str(tmp_path / "cache"))
     small = studies.Recipe(n_tiles=120, size=32, steps=4, batch=16)
     rows = studies.do("explanations", seeds=1, recipe=small, folder=tmp_path).set_index("arm")
-    assert list(rows.index) == list(trial.ARMS)
-    assert rows.loc["trained", ["spearman", "ssim"]].to_numpy() == pytest.approx(1)
-    other = rows.loc[["trained again", "shuffled labels", "untrained"], "spearman"]
-    assert (other < 0.999).all() and rows["mass"].between(0, 1).all()
-    assert rows.loc["ink", "area"] < 0.05 < rows.loc["trained", "area"]
-    assert rows.loc["ink", "area"] < rows.loc["ink", "area_near"] < 0.9
-    assert rows["spearman"].isna().tolist() == [False] * 4 + [True]
+    assert list(rows.index) == [*trial.ARMS, "ink", "ink"]
+    networks = rows.loc[list(trial.ARMS)]
+    alike = networks[[f"spearman {m}" for m in trial.METHODS]]
+    assert alike.loc["trained"].to_numpy() == pytest.approx(1, abs=0.01)
+    assert (alike.loc[list(trial.AGAIN)] < 0.9).to_numpy().all()
+    assert networks["area"].nunique() == 1 and networks["mass centre"].nunique() == 1
+    assert rows.loc["ink", "chance mass"].max() < 0.05 < networks["area"].iloc[0]
     before = (tmp_path / "explanations_synthetic.csv").read_bytes()
     monkeypatch.setattr(trial, "train_network", None)  # nothing is measured twice
     again = studies.do("explanations", seeds=1, recipe=small, folder=tmp_path)
-    assert len(again) == 5 and (tmp_path / "explanations_synthetic.csv").read_bytes() == before
+    assert len(again) == 9 and (tmp_path / "explanations_synthetic.csv").read_bytes() == before
+
+
+@pytest.mark.slow
+def test_each_training_has_its_own_seed_and_ink_its_own_tiles(tmp_path, monkeypatch):
+    t = studies.Trial(0, recipe=studies.Recipe(n_tiles=96, size=32, steps=4, batch=8))
+    seen = {}
+    monkeypatch.setattr(trial, "cache_folder", lambda: tmp_path)
+    monkeypatch.setattr(trial, "fine_tune", lambda network, images, *_, name, seed, **__:
+                        seen.update({name: (seed, images)}))  # fmt: skip
+    for arm in ("trained", *trial.AGAIN, "ink"):
+        trial.train_network(t, arm)
+    assert [seed for seed, _ in seen.values()] == [0, 1000, 2000, 3000, 4000, 0]
+    clean, inked = seen["trained"][1], seen["ink"][1]
+    assert all((images == clean).all() for _, images in list(seen.values())[:5])
+    dotted = trial.ink_mask(inked, clean).any(axis=(1, 2))
+    assert (dotted == (t.labels(t.parts.train) == 1)).all() and dotted.any()
 
 
 @pytest.mark.slow
