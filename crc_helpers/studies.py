@@ -833,9 +833,17 @@ def _which(tiles: Tiles) -> str:
 
 
 def _commit() -> str:
+    """Name of the code: the commit, "-dirty" where tracked files but tables differ from it."""
+
+    def git(*words: str) -> str:
+        found = subprocess.run(["git", *words], cwd=ROOT, text=True, capture_output=True)
+        return found.stdout.strip()
+
     try:
-        found = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, text=True,
-                               capture_output=True)  # fmt: skip
+        name = git("describe", "--always")
+        dirty = git("status", "--porcelain", "--untracked-files=no", "--", ":!studies")
     except FileNotFoundError:  # no git here
         return "no repository"
-    return found.stdout.strip() or "no repository"
+    if not name:
+        return "no repository"
+    return f"{name}-dirty" if dirty else name
