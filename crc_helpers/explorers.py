@@ -824,7 +824,7 @@ class GradCamExplorer(Explorer):
             for k in range(STRIP)
         ]  # fmt: skip
         for k, button in enumerate(self.picks):
-            button.on_click(lambda _, k=k: self.tile.set_trait("value", int(self.offered[k])))
+            button.on_click(lambda _, k=k: self._pick(k))
         self.tile = widgets.Dropdown(options=tile_options(tiles, self.offered), **named("tile"))
         # So much Jupyter lets through as one message, and by `make lab` ten times as much.
         self.upload = widgets.FileUpload(
@@ -861,6 +861,10 @@ class GradCamExplorer(Explorer):
         self.upload.observe(self._take_upload, names="value")
         self.controls = [self.filter, self.tile, self.upload, *self.controls[1:]]
         self.model.observe(self._offer, names="value")  # another network is wrong elsewhere
+
+    def _pick(self, k: int) -> None:
+        if k < len(self.offered):  # the button of a place without a picture is hidden
+            self.tile.value = int(self.offered[k])
 
     def _square_is_there(self, change: dict) -> None:
         for place in self.square[1:]:

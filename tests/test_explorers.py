@@ -199,6 +199,8 @@ def test_a_button_below_each_picture_of_the_strip_chooses_it(explorer):
     explorer.filter.value = "class SSA"
     seen = [button.layout.visibility for button in explorer.picks]
     assert seen == ["visible"] + 11 * ["hidden"]
+    explorer.picks[5].click()  # as a program could
+    assert explorer.tile.value == 1
     explorer.upload.value = uploaded("pink.png", encoded(Image.new("RGB", (64, 64), "pink")))
     explorer.picks[0].click()
     assert explorer.tile.value == 1
