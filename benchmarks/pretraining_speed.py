@@ -92,18 +92,9 @@ def ours(backbone: str, size: int, batch: int, images, fabric, ready: bool):
 
     def lesson() -> None:
         pretraining._train_epoch(
-            model,
-            objective,
-            optimizer,
-            schedule,
-            images,
-            VIEWS["tissue"],
-            fabric,
-            size,
-            batch,
-            0,
-            1,
-        )
+            model, objective, optimizer, schedule, images, VIEWS["tissue"], fabric, size, batch,
+            seed=0, epoch=1, checkpoint=None,
+        )  # fmt: skip
 
     return epoch if ready else lesson
 
