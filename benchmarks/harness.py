@@ -95,7 +95,8 @@ def write(known: dict) -> None:
     ]
     for machine, here in known.items():
         versions = ", ".join(f"{k} {v}" for k, v in here["versions"].items())
-        text += ["", f"## {machine}", "", f"{versions}. Float32 where a row does not say bf16.", ""]
+        precision = "Pre-training in bf16 where the machine's name says so, the rest in float32."
+        text += ["", f"## {machine}", "", f"{versions}. {precision}", ""]
         if here.get("claims"):
             text += [
                 "| work | ratio of rates | measured | aim | medians |",
