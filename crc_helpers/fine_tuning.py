@@ -94,9 +94,8 @@ def fine_tune(
         print(f"{checkpoint.name} belongs to other tiles or labels: training starts afresh")
     elif state:
         best = state.get("best")
-        restore(
-            checkpoint, state | {"model": best}, model=classifier
-        )  # or it would fail at the end
+        # It is loaded at the end: what does not fit must be said before hours of training.
+        restore(checkpoint, state | {"model": best}, model=classifier)
         rows = restore(checkpoint, state, model=model, optimizer=optim, schedule=schedule)
         print(f"going on after epoch {rows[-1]['epoch']} of {epochs}")
     bar = tqdm(range(len(rows) + 1, epochs + 1), desc=name, unit="epoch")
@@ -163,9 +162,7 @@ def _train_epoch(
     return {"epoch": epoch, "loss": mean}
 
 
-def _stop_choosing(
-    classifier, images, size, fabric, checkpoint, epoch, row, batch
-) -> NoReturn:  # fmt: skip
+def _stop_choosing(classifier, images, size, fabric, checkpoint, epoch, row, batch) -> NoReturn:
     """Raise FloatingPointError, the validation tiles saved whose logits are no numbers.
 
     Where all are, the loss itself has failed, and the first tiles stand for all; a batch at most.
