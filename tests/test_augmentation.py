@@ -11,6 +11,7 @@ from skimage.color import combine_stains, separate_stains
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as tv
 
+from crc_helpers import augmentation
 from crc_helpers.augmentation import (
     STAINS,
     VIEWS,
@@ -349,20 +350,25 @@ def test_equal_tiles_of_a_batch_get_views_of_their_own():
     assert min(gaps) > 0.01
 
 
-@pytest.mark.parametrize(
-    ("views", "tolerance"),
-    # With blur, a batch shares the width of its widest kernel: a single one stops at 3 sigma,
-    # which leaves out 0.3 % of its mass.
-    [(replace(STRONG, blur=0.0), 1e-5), (STRONG, 3e-3)],
-)
-def test_a_view_does_not_depend_on_the_rest_of_its_batch(views, tolerance):
-    images, p = make_images(6), draw_parameters(6, views, generator())
+def test_views_made_a_few_at_a_time_are_those_of_the_whole_batch(monkeypatch):
+    tiles = make_tiles(7)
+    whole = two_views(tiles, STRONG, 64, generator())
+    monkeypatch.setattr(augmentation, "CPU_BUFFER", 2 * 12 * 64**2)  # two tiles, and one is left
+    for few, all_at_once in zip(two_views(tiles, STRONG, 64, generator()), whole, strict=True):
+        torch.testing.assert_close(few, all_at_once, atol=1e-5, rtol=0)
+    monkeypatch.setattr(augmentation, "CPU_BUFFER", 1)
+    assert one_view(tiles, STRONG, 64, generator()).shape == (7, 3, 64, 64)
+    assert one_view(tiles[:0], STRONG, 64, generator()).shape == (0, 3, 64, 64)
+
+
+def test_a_view_does_not_depend_on_the_rest_of_its_batch():
+    images, p = make_images(6), draw_parameters(6, STRONG, generator())
     together = apply(images, p, 64)
     alone = [
         apply(images[i : i + 1], Parameters(**{k: v[i : i + 1] for k, v in vars(p).items()}), 64)
         for i in range(6)
     ]
-    torch.testing.assert_close(together, torch.cat(alone), atol=tolerance, rtol=0)
+    torch.testing.assert_close(together, torch.cat(alone), atol=1e-5, rtol=0)
 
 
 def test_making_views_leaves_the_tiles_as_they_were():
