@@ -47,7 +47,6 @@ lint: $(INSTALLED)  ## check style
 	$(BIN)/ruff format --check crc_helpers tests benchmarks/*_speed.py benchmarks/harness.py
 
 bench: $(INSTALLED)  ## measure speed against peers; writes benchmarks/SPEED.md (half an hour, 20 GB of disk)
-	$(BIN)/python -m pip install --quiet --editable '.[bench]'
 	for name in views_speed grad_cam_speed pretraining_speed many_tiles explorers_speed; do \
 	  $(BIN)/python benchmarks/$$name.py || exit; done
 

@@ -25,7 +25,7 @@ from crc_helpers import data, explorers, figures, models, runs
 from crc_helpers.augmentation import VIEWS
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
-MOVES = 30
+MOVES, UPDATES = 30, 500
 # Lesson, words beside the control, keys to press in turn, the aim in milliseconds.
 IN_BROWSER = [
     ("01", "severity", ["ArrowRight", "ArrowLeft"], 200),
@@ -99,9 +99,9 @@ def main() -> None:
     }
     keep_figures("explorers, ms to answer", measured)
     before = resident()
-    for k in range(500):
+    for k in range(UPDATES):
         cam.tile.value = offered[k % len(offered)]
-    keep_figures("explorers, 500 updates", {"growth, MB": (resident() - before, 50)})
+    keep_figures(f"explorers, {UPDATES} updates", {"growth, MB": (resident() - before, 50)})
     in_browser()
     print(runs.device_name())
 
