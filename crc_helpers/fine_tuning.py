@@ -33,6 +33,7 @@ from crc_helpers.pretraining import (
 from crc_helpers.runs import (
     is_finite,
     load_checkpoint,
+    memory_kept,
     one_writer,
     randomness,
     restore,
@@ -43,6 +44,7 @@ from crc_helpers.tile_store import content_hash
 
 
 @one_writer
+@memory_kept()
 def fine_tune(
     classifier: Classifier,
     images: np.ndarray,

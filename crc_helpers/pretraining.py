@@ -23,6 +23,7 @@ from crc_helpers.runs import (
     first_alone,
     is_finite,
     load_checkpoint,
+    memory_kept,
     one_writer,
     randomness,
     restore,
@@ -185,6 +186,7 @@ def batches(n: int, size: int, seed: int, epoch: int) -> Iterator[np.ndarray]:
 
 
 @one_writer
+@memory_kept()
 def pretrain(
     encoder: Encoder,
     head: ProjectionHead,

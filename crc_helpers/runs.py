@@ -1,6 +1,7 @@
 """Seeds, device, precision, checkpoints and the folder that a run leaves its results in."""
 
 import contextlib
+import ctypes
 import functools
 import glob
 import hashlib
@@ -156,6 +157,34 @@ def one_writer(train: Callable) -> Callable:
             return train(*arguments, checkpoint=checkpoint, **settings)
 
     return locked
+
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # from glibc's malloc.h
+_kept = False
+
+
+@contextlib.contextmanager
+def memory_kept() -> Iterator[None]:
+    """Within the block, keep freed memory for what is allocated next; a decorator, too.
+
+    glibc gives every buffer of more than 32 MB back to the system when it is freed, and the system
+    zeroes its pages when they are asked for again: a fifth of a training step on a CPU. Where the C
+    library is another, this does nothing. Afterwards all that is free is given back.
+    """
+    global _kept
+    if _kept or platform.libc_ver()[0] != "glibc":
+        yield
+        return
+    libc, _kept = ctypes.CDLL(None), True
+    libc.mallopt(M_MMAP_THRESHOLD, 2**30)
+    libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+    try:
+        yield
+    finally:
+        libc.mallopt(M_MMAP_THRESHOLD, 2**25)  # what glibc itself arrives at
+        libc.mallopt(M_TRIM_THRESHOLD, 2**26)
+        libc.malloc_trim(0)
+        _kept = False
 
 
 @contextlib.contextmanager
