@@ -20,7 +20,7 @@ from typing import Any
 import nbformat
 import yaml
 
-from crc_helpers import __version__
+from crc_helpers import __version__, printable
 from crc_helpers.runs import (
     ARTEFACTS,
     MOST_TILES,
@@ -36,7 +36,6 @@ from crc_helpers.runs import (
     has_fast_bf16,
     note,
     only_one,
-    printable,
     read_json,
     read_notes,
     run_folder,

@@ -37,7 +37,7 @@ from joblib import cpu_count
 from PIL import Image, ImageOps, UnidentifiedImageError
 from tqdm.auto import tqdm
 
-from crc_helpers.runs import printable
+from crc_helpers import printable
 from crc_helpers.tile_store import TileStore
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")

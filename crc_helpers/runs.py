@@ -28,6 +28,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import nn
 
+from crc_helpers import printable
+
 ROOT = Path(__file__).resolve().parent.parent  # the checkout; the package is installed editable
 SHIPPED = ROOT / "weights"
 FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what a spreadsheet takes for the start of one
@@ -37,14 +39,6 @@ ARTEFACTS = (".json", ".csv", ".safetensors", ".npz")  # results; notebooks may 
 NOTES = "made_from.json"  # in the folder of a run: what each result in it was made from
 _made_from: dict[str, str] = {}  # hashes of what this process works on; see `work_on`
 _at_work: dict[str, Path] = {}  # "run": the folder that it leaves its results in
-
-
-def printable(message: str) -> str:
-    """One line of bounded length: a file or a cell may hold what a terminal obeys, or anything."""
-    line = " ".join(message.split())
-    if len(line) > 1000:
-        line = f"{line[:500]} … {line[-400:]}"
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
 
 
 class RunError(RuntimeError):

@@ -401,9 +401,11 @@ def draw_all(
     A slide has its own seed, so the number of processes changes nothing; memory stays flat.
     """
     jobs = (delayed(_draw)(cohort.one(i), keep, size, mpp) for i in range(cohort.slides))
-    # joblib's own processes: no fork of a process with threads, no `__main__` guard in a script
+    # joblib's own processes: no fork of a process with threads, no `__main__` guard in a script.
+    # Those of a program that was killed end when they have been idle for that many seconds.
+    work = Parallel(processes or cpu_count(), return_as="generator", idle_worker_timeout=30)
     with progress(len(cohort.seeds), "drawing tissue") as bar:
-        for drawn in Parallel(n_jobs=processes or cpu_count(), return_as="generator")(jobs):
+        for drawn in work(jobs):
             bar.update(drawn)
 
 

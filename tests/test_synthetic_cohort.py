@@ -1,6 +1,8 @@
 """A cohort: readers like MHIST's, slides, sites, clinical columns, shortcut, way to disk."""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pandas as pd
@@ -282,6 +284,12 @@ def test_two_processes_and_one_write_the_same_bytes(written, tmp_path, monkeypat
     assert files == sorted(p.relative_to(again) for p in again.rglob("*") if p.is_file())
     for file in files:
         assert (written / file).read_bytes() == (again / file).read_bytes(), file
+
+
+def test_a_process_that_draws_does_not_load_torch():
+    # Of a course that is killed while it draws, one a core lives on for a while: 0.9 GB with torch.
+    loaded = "import sys, crc_helpers.synthetic_cohort; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", loaded]).returncode == 0
 
 
 def test_writing_is_all_or_nothing(tmp_path, monkeypatch):
