@@ -154,6 +154,7 @@ def one_writer(train: Callable) -> Callable:
 
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # from glibc's malloc.h
+_libc = ctypes.CDLL(None) if platform.libc_ver()[0] == "glibc" else None
 _kept = False
 
 
@@ -166,18 +167,18 @@ def memory_kept() -> Iterator[None]:
     library is another, this does nothing. Afterwards all that is free is given back.
     """
     global _kept
-    if _kept or platform.libc_ver()[0] != "glibc":
+    if _kept or not _libc:
         yield
         return
-    libc, _kept = ctypes.CDLL(None), True
-    libc.mallopt(M_MMAP_THRESHOLD, 2**30)
-    libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+    _kept = True
+    _libc.mallopt(M_MMAP_THRESHOLD, 2**30)
+    _libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
     try:
         yield
     finally:
-        libc.mallopt(M_MMAP_THRESHOLD, 2**25)  # what glibc itself arrives at
-        libc.mallopt(M_TRIM_THRESHOLD, 2**26)
-        libc.malloc_trim(0)
+        _libc.mallopt(M_MMAP_THRESHOLD, 2**25)  # what glibc itself arrives at
+        _libc.mallopt(M_TRIM_THRESHOLD, 2**26)
+        _libc.malloc_trim(0)
         _kept = False
 
 
