@@ -558,7 +558,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
                               help="lesson 03's training on several devices")  # fmt: skip
     # torchrun says what it has started; Fabric's own launcher gives its children no local size.
     local = int(os.environ.get("LOCAL_WORLD_SIZE", 0))
-    nodes = int(os.environ["WORLD_SIZE"]) // local if local else 1
+    nodes = int(os.environ.get("WORLD_SIZE", local)) // local if local else 1
     sub.add_argument("--devices", type=int, default=local or 1, metavar="N", help="on each machine")
     sub.add_argument("--num-nodes", type=int, default=nodes, metavar="M", help="how many machines")
     sub.set_defaults(do=pretrain)

@@ -45,7 +45,7 @@ from crc_helpers.grad_cam import (
     overlap,
     stage_names,
 )
-from crc_helpers.models import Classifier
+from crc_helpers.models import Classifier, evaluating
 from crc_helpers.pretraining import chance_loss, floor_loss
 from crc_helpers.synthetic_cohort import read
 from crc_helpers.synthetic_tissue import (
@@ -114,7 +114,7 @@ def explain(
     pair = torch.from_numpy(np.stack([covered, image])).to(next(model.parameters()).device)
     layer = layer or last_stage(model)
     maps = METHODS[method](model, shrink(pair[:1], size), target, layer)
-    with torch.no_grad():
+    with evaluating(model), torch.no_grad():
         asked = pair if cover[2] > 0 else pair[:1]
         said = torch.softmax(model(shrink(asked, size)).double(), dim=1).cpu().numpy()
     change = float(said[0, target] - said[1, target]) if cover[2] > 0 else None

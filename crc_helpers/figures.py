@@ -82,7 +82,8 @@ def tile_grid(
                                 squeeze=False)  # fmt: skip
     for i, ax in enumerate(axes.flat):
         if i < len(images):
-            show_tile(ax, images[i], titles[i] if titles else "", masks[i] if masks else None)
+            show_tile(ax, images[i], titles[i] if titles else "",
+                      None if masks is None else masks[i])  # fmt: skip
         else:
             ax.set_axis_off()
     return figure
@@ -228,9 +229,12 @@ def colour_scatter(features: np.ndarray, labels: np.ndarray, class_names, groups
 
 def embedding_axes(ax, points: np.ndarray, labels: np.ndarray, class_names, title: str) -> None:
     """Scatter points (N, 2) coloured by label (N,)."""
+    colours = [PALETTE[k] for k in (0, 3, 2, 1, 4, 7)]
+    if len(class_names) > len(colours):
+        colours = sns.color_palette("husl", len(class_names))
     for c, name in enumerate(class_names):
-        ax.scatter(*points[labels == c].T, s=12, alpha=0.7, color=PALETTE[(0, 3, 2, 1, 4, 7)[c]],
-                   label=name, linewidths=0)  # fmt: skip
+        ax.scatter(*points[labels == c].T, s=12, alpha=0.7, color=colours[c], label=name,
+                   linewidths=0)  # fmt: skip
     ax.set(title=title, xticks=[], yticks=[], xlabel="component 1", ylabel="component 2")
     ax.legend(frameon=False, fontsize=9, markerscale=1.6)
 
@@ -276,7 +280,9 @@ def temperature_curves(temperatures: Sequence[float]) -> Figure:
     return figure
 
 
-def loss_curve(logs: dict[str, pd.DataFrame], chance: float, floor: float) -> Figure:
+def loss_curve(
+    logs: dict[str, pd.DataFrame], chance: float, floor: float, classes: int = 2
+) -> Figure:
     """Draw contrastive losses between their two landmarks, and the kNN accuracy beside them."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 3.8))
     for (name, log), colour in zip(logs.items(), PALETTE, strict=False):
@@ -291,7 +297,7 @@ def loss_curve(logs: dict[str, pd.DataFrame], chance: float, floor: float) -> Fi
                       ha="right", va="bottom", color="0.35", fontsize=10)  # fmt: skip
     left.legend(frameon=False, loc="center right")
     left.set(xlabel="epoch", ylabel="NT-Xent", title="Loss", ylim=(floor - 0.25, chance + 0.35))
-    right.axhline(0.5, **CHANCE)
+    right.axhline(1 / classes, **CHANCE)
     right.set(xlabel="epoch", ylabel="balanced accuracy", title="kNN (labels only to watch)")
     for ax in (left, right):
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))

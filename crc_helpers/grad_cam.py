@@ -99,6 +99,8 @@ def as_grid(output: Tensor, model: Classifier, layer: str) -> Tensor:
             f"layer {layer!r} gives {tuple(output.shape)}: Grad-CAM needs (N, K, h, w), or tokens"
             " (N, T, K) of a square grid"
         )
+    if getattr(model.encoder.backbone, "output_fmt", "") == "NHWC":  # timm's Swin, for one
+        return output.permute(0, 3, 1, 2)
     return output
 
 

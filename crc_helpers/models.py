@@ -1,7 +1,8 @@
 """Networks of the course: encoder, projection head, classifier (lessons 03 and 04).
 
-Every network takes float images (N, 3, H, W) scaled to [0, 1], as the paper does; batch
-normalisation in the first block makes a further standardisation unnecessary.
+Every network takes float images (N, 3, H, W) scaled to [0, 1], as the paper does. In a ResNet batch
+normalisation in the first block makes a further standardisation unnecessary; other networks, and
+published weights, which were trained on standardised images, have to adapt.
 """
 
 import contextlib
@@ -24,7 +25,7 @@ def build_backbone(name: str, weights: str | None = None) -> nn.Module:
     ("resnet18", "resnet50"), or any model name of timm. weights: None for random, "imagenet" for
     the library's own (on disk, or fetched by the library).
 
-    Raises ValueError for a name that neither library knows.
+    Raises ValueError for a name that neither library knows, or that timm cannot build like this.
     """
     if name == "resnet8":
         if weights:
@@ -49,7 +50,13 @@ def build_backbone(name: str, weights: str | None = None) -> nn.Module:
         # would leave the others without a gradient in the last block, and Grad-CAM without a map.
         vit = {"dynamic_img_size": True} if name.startswith(("vit_", "deit")) else {}
         pool = {"global_pool": "avg"} if vit and not weights else {}
-        return timm.create_model(name, pretrained=bool(weights), num_classes=0, **vit, **pool)
+        try:
+            return timm.create_model(name, pretrained=bool(weights), num_classes=0, **vit, **pool)
+        except (AssertionError, TypeError) as error:
+            raise ValueError(
+                f"backbone {name!r} has options of its own ({error}): build it with timm and give"
+                " the network in place of its name"
+            ) from error
     network.num_features = network.fc.in_features
     network.fc = nn.Identity()
     return network

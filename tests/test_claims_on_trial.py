@@ -1,4 +1,5 @@
 import itertools
+from collections import Counter
 
 import numpy as np
 import pandas as pd
@@ -257,6 +258,21 @@ def test_interval_over_seeds_is_scipys_and_one_seed_has_none():
     found = ttest_1samp(values, 0).confidence_interval()
     assert (mean, low, high) == pytest.approx((np.mean(values), found.low, found.high))
     assert claims.over_seeds([0.6])[0] == 0.6 and np.isnan(claims.over_seeds([0.6])[1:]).all()
+    assert claims.p_over_seeds(values) == pytest.approx(ttest_1samp(values, 0).pvalue)
+
+
+def test_splits_of_one_data_set_get_the_interval_that_new_data_would():
+    # A third of the same 90 tiles is tested each time: any two of the thirds share a third.
+    rng, caught = np.random.default_rng(0), Counter()
+    for _ in range(2000):
+        tiles = rng.standard_normal(90)  # the truth is 0
+        parts = [rng.permutation(90) for _ in range(5)]
+        found = [tiles[p[:30]].mean() for p in parts]
+        for name, retested in (("naive", 0.0), ("corrected", 0.5)):
+            _, low, high = claims.over_seeds(found, retested)
+            caught[name] += low <= 0 <= high
+            assert (claims.p_over_seeds(found, retested) > 0.05) == (low <= 0 <= high)
+    assert caught["naive"] < 1700 and 1860 < caught["corrected"] < 1940  # 1900 are 95 %
 
 
 def test_pairs_are_of_the_same_seed_and_incomplete_ones_left_out():
