@@ -266,7 +266,7 @@ def test_ctrl_c_ends_in_a_sentence_and_the_command_goes_on(inputs, tmp_path):
         time.sleep(0.001)
     while process.is_alive() and time.monotonic() < until:  # Python loses one in a destructor
         os.kill(process.pid, signal.SIGINT)
-        process.join(5)
+        process.join(1)
     assert process.exitcode == 130
     assert said.read_text().splitlines()[-1] == "stopped; the same command goes on from here"
     assert "Traceback" not in said.read_text()

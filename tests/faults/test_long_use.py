@@ -17,6 +17,7 @@ import pytest
 import torch
 from test_data import fake_tiles, make_folder
 
+from crc_helpers import runs
 from crc_helpers.augmentation import VIEWS
 from crc_helpers.course import ROOT, lesson_files, parameters_of
 from crc_helpers.explorers import (
@@ -39,6 +40,8 @@ WARM_UP = 60  # fonts, caches, the allocator
 def memory():
     """Bytes of this process that are its own, after a collection."""
     gc.collect()
+    with runs.memory_kept():  # its end gives free memory back to the system: what is left is used
+        pass
     return psutil.Process().memory_full_info().uss
 
 
@@ -85,6 +88,7 @@ RUNNER = """
 import json, sys, gc, matplotlib, psutil
 matplotlib.use("agg")
 import matplotlib.pyplot as plt
+from crc_helpers.runs import memory_kept
 from IPython.core.interactiveshell import InteractiveShell
 shell = InteractiveShell.instance()
 for cells in json.load(open(sys.argv[1])):
@@ -93,6 +97,8 @@ for cells in json.load(open(sys.argv[1])):
         result.raise_error()
         plt.close("all")
     gc.collect()
+    with memory_kept():  # its end gives free memory back
+        pass
     print("MEMORY", psutil.Process().memory_full_info().uss)
 print("ALL DONE")
 """
