@@ -4,6 +4,7 @@ import os
 import resource
 import signal
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from lightning.fabric import Fabric
 from test_data import fake_tiles
 
 from crc_helpers import data, data_readers, tile_store
+from crc_helpers import pretraining as pretraining_module
 from crc_helpers.augmentation import VIEWS
 from crc_helpers.course import main
 from crc_helpers.fine_tuning import fine_tune
@@ -84,6 +86,18 @@ def commanding(inputs: Path, out: Path) -> None:
     if status := main(["pretrain", "--preset", "ci", "--out", str(out), *given]):
         raise SystemExit(status)
     _dismiss()
+
+
+def hesitating(inputs: Path, out: Path) -> None:
+    """`commanding` that rests after each checkpoint, so that there is time to stop it."""
+    save = pretraining_module.save_checkpoint
+
+    def save_and_rest(*arguments, **state):
+        save(*arguments, **state)
+        time.sleep(2)
+
+    pretraining_module.save_checkpoint = save_and_rest
+    commanding(inputs, out)
 
 
 def running(inputs: Path, out: Path, lessons: str = "01") -> None:
