@@ -111,6 +111,7 @@ def running(inputs: Path, out: Path, lessons: str = "01") -> None:
 
 def heard(task, inputs: Path, out: Path, said: Path) -> None:
     """Run a task, and keep what it says to standard error."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
     os.dup2(os.open(said, os.O_WRONLY | os.O_CREAT), 2)
     sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
     task(inputs, out)
