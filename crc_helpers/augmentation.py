@@ -246,8 +246,9 @@ def _views(images, views, size, generator, copies, share=(0, 1)) -> tuple[Tensor
         for _ in range(copies)
     ]
     made = tuple(images.new_empty(len(images), 3, size, size, dtype=torch.float32) for _ in drawn)
-    few = max(1, CPU_BUFFER // (12 * size**2)) if images.device.type == "cpu" else len(images)
-    for start in range(0, len(images), max(1, few)):
+    on_cpu = images.device.type == "cpu"
+    few = max(1, CPU_BUFFER // (12 * size**2) if on_cpu else len(images))
+    for start in range(0, len(images), few):
         some = slice(start, start + few)
         base = shrink(images[some], working)
         for view, p in zip(made, drawn, strict=True):

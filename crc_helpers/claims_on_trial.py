@@ -343,9 +343,12 @@ def over_seeds(values: Sequence[float], retested: float = 0.0) -> tuple[float, f
 
 
 def p_over_seeds(values: Sequence[float], retested: float = 0.0) -> float:
-    """Return the two-sided p value of a mean of zero; arguments as in `over_seeds`."""
+    """Return the two-sided p value of a mean of zero; NaN for one seed or values without spread.
+
+    Arguments as in `over_seeds`.
+    """
     mean, error, count = _standard_error(values, retested)
-    return float(2 * student.sf(abs(mean) / error, count - 1))
+    return float(2 * student.sf(abs(mean) / error, count - 1)) if error else np.nan
 
 
 def _standard_error(values: Sequence[float], retested: float) -> tuple[float, float, int]:

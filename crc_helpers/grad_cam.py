@@ -86,8 +86,8 @@ def evidence(
 def as_grid(output: Tensor, model: Classifier, layer: str) -> Tensor:
     """Return a layer's output as (N, K, h, w): a transformer's tokens (N, T, K) put back in rows.
 
-    Tokens that stand for no place, such as the class token, are left out. Raises ValueError for an
-    output that is neither.
+    Tokens that stand for no place, such as the class token, are left out; channels that a network
+    keeps last are put first. Raises ValueError for any other output.
     """
     if output.ndim == 3:
         tokens = output[:, getattr(model.encoder.backbone, "num_prefix_tokens", 0) :]

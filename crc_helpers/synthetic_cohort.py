@@ -402,7 +402,7 @@ def draw_all(
     """
     jobs = (delayed(_draw)(cohort.one(i), keep, size, mpp) for i in range(cohort.slides))
     # joblib's own processes: no fork of a process with threads, no `__main__` guard in a script.
-    # Those of a program that was killed end when they have been idle for that many seconds.
+    # If the program is killed they live on, and end after that many idle seconds.
     work = Parallel(processes or cpu_count(), return_as="generator", idle_worker_timeout=30)
     with progress(len(cohort.seeds), "drawing tissue") as bar:
         for drawn in work(jobs):

@@ -259,6 +259,7 @@ def test_interval_over_seeds_is_scipys_and_one_seed_has_none():
     assert (mean, low, high) == pytest.approx((np.mean(values), found.low, found.high))
     assert claims.over_seeds([0.6])[0] == 0.6 and np.isnan(claims.over_seeds([0.6])[1:]).all()
     assert claims.p_over_seeds(values) == pytest.approx(ttest_1samp(values, 0).pvalue)
+    assert np.isnan([claims.p_over_seeds([0.6]), claims.p_over_seeds([0.1, 0.1])]).all()
 
 
 def test_splits_of_one_data_set_get_the_interval_that_new_data_would():

@@ -307,3 +307,17 @@ def test_pretrain_waits_for_no_lesson(tmp_path, capsys):
         assert main(command) == 2
     assert "another process is writing" in capsys.readouterr().err
     assert not (tmp_path / "data.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("said", "devices", "nodes"),
+    [({}, 1, 1), ({"LOCAL_WORLD_SIZE": "4"}, 4, 1),
+     ({"LOCAL_WORLD_SIZE": "4", "WORLD_SIZE": "8"}, 4, 2)],
+)  # fmt: skip
+def test_pretrain_counts_the_devices_that_a_launcher_has_started(monkeypatch, said, devices, nodes):
+    for name in ("LOCAL_WORLD_SIZE", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in said.items():
+        monkeypatch.setenv(name, value)
+    given = course.parse(["pretrain"])
+    assert (given.devices, given.num_nodes) == (devices, nodes)

@@ -1,6 +1,7 @@
 """The explorers: every control redraws, numbers are those of the module, nothing is left."""
 
 import base64
+import copy
 import datetime
 import gc
 import io
@@ -390,6 +391,16 @@ def test_a_map_without_heat_says_which_kind(parts, value, words):
     figure = explorers.draw_heat(heat, ("HP", "SSA"), mask=parts[1].masks[0])
     assert words in figure.axes[1].get_title()
     explorers.as_png([figure])
+
+
+def test_a_network_in_training_mode_explains_as_in_evaluation_and_learns_nothing(parts):
+    model = copy.deepcopy(parts[0])
+    first = explorers.explain(model.eval(), parts[1].images[0], 64, 1)
+    again = explorers.explain(model.train(), parts[1].images[0], 64, 1)
+    np.testing.assert_array_equal(first.chances, again.chances)
+    assert model.training and all(
+        torch.equal(a, b) for a, b in zip(model.buffers(), parts[0].buffers(), strict=True)
+    )
 
 
 def test_updates_leave_no_figure_open(explorer):

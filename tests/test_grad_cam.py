@@ -404,3 +404,9 @@ def test_the_map_of_a_transformer_is_its_last_tokens_weighed():
     maps = grad_cam(model, images, 1).maps
     torch.testing.assert_close(maps, (activations * gradient).sum(dim=1).relu())
     torch.testing.assert_close(logits, model(images).detach(), atol=1e-5, rtol=1e-4)
+
+
+def test_channels_that_a_network_keeps_last_are_put_first():
+    model = Classifier(Encoder("swin_tiny_patch4_window7_224"), 2).eval()
+    explained = grad_cam(model, torch.rand(1, 3, 224, 224), 1)
+    assert explained.maps.shape == (1, 7, 7)

@@ -56,6 +56,11 @@ def test_an_unknown_backbone_is_refused_by_name():
         build_backbone("resnet19000")
 
 
+def test_a_network_that_timm_cannot_build_like_the_others_is_refused_by_name():
+    with pytest.raises(ValueError, match="'vit_relpos_small_patch16_224' has options of its own"):
+        build_backbone("vit_relpos_small_patch16_224")
+
+
 def test_weights_that_nobody_published_are_refused():
     with pytest.raises(ValueError, match="resnet8 has no published weights"):
         build_backbone("resnet8", weights="imagenet")

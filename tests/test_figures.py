@@ -1,0 +1,33 @@
+"""Figures take as many classes as there are, and arrays as well as lists."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+
+from crc_helpers import figures
+
+
+def test_nine_classes_have_nine_colours():
+    names = [f"class {k}" for k in range(9)]
+    points = np.random.default_rng(0).random((18, 2))
+    figure = figures.embedding_maps({"network": points}, np.arange(18) % 9, names)
+    colours = [tuple(dots.get_facecolor()[0]) for dots in figure.axes[0].collections]
+    plt.close(figure)
+    assert len(colours) == len(set(colours)) == 9
+
+
+def test_tiles_take_their_masks_as_one_array():
+    images, masks = np.zeros((2, 3, 8, 8), np.uint8), np.zeros((2, 8, 8), np.uint8)
+    masks[:, 2:6, 2:6] = 1
+    figure = figures.tile_grid(images, masks=masks)
+    outlined = [len(ax.collections) + len(ax.lines) + len(ax.patches) for ax in figure.axes[:2]]
+    plt.close(figure)
+    assert min(outlined) > 0
+
+
+def test_chance_of_the_neighbours_is_one_over_the_classes():
+    log = pd.DataFrame({"epoch": [0, 1], "loss": [4.0, 3.0], "knn": [0.2, 0.3]})
+    figure = figures.loss_curve({"tissue": log}, 4.8, 0.6, classes=6)
+    heights = [line.get_ydata()[0] for line in figure.axes[1].lines if len(line.get_xdata()) == 2]
+    plt.close(figure)
+    assert 1 / 6 in heights
