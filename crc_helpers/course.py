@@ -300,7 +300,7 @@ def _pretrain(
         data.remember(run, tiles, parts, root=p["DATA_ROOT"], classes=p["CLASSES"], n=p["N_TILES"],
                       scheme=p["SPLIT"], **shares)  # fmt: skip
     size, epochs = p["IMAGE_SIZE"], p["PRETRAIN_EPOCHS"]
-    rest, queries = pretraining.watched(parts, p["SEED"])
+    rest, queries = data.watched(tiles, parts, p["SEED"])
     monitor = pretraining.make_monitor(tiles, rest, queries, size, epochs, fabric)
     for views in p["VIEWS"]:
         _, log = pretraining.pretrain_encoder(

@@ -430,10 +430,10 @@ def split(
     if scheme == "auto" and tiles.partition is not None:
         tested, used = np.flatnonzero(tiles.partition == "test"), "official"
     else:
-        tested = _take(kept, tiles.labels, groups, test, rng)
+        tested = take(kept, tiles.labels, groups, test, rng)
         used = "grouped" if groups is not None else "random" if scheme == "auto" else scheme
     rest = np.setdiff1d(kept, tested)
-    val = _take(rest, tiles.labels, groups, validation, rng) if validation else nothing
+    val = take(rest, tiles.labels, groups, validation, rng) if validation else nothing
     rest = np.setdiff1d(rest, val)
     has_label = tiles.labels >= 0
     result = Split(
@@ -459,14 +459,17 @@ def balance(labels: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, n
     return np.setdiff1d(np.arange(len(labels)), discarded), np.sort(discarded)
 
 
-def _take(
+def take(
     index: np.ndarray,
     labels: np.ndarray,
     groups: np.ndarray | None,
     fraction: float,
     rng: np.random.Generator,
 ) -> np.ndarray:
-    """A fraction of `index` with each class in proportion, by whole groups where they are known."""
+    """Return a fraction of the tiles `index`, sorted: of each class about its share, whole groups.
+
+    index: int (n,); labels (N,), -1 for none; groups (N,), or None to draw tile by tile.
+    """
     if not (labels[index] >= 0).any():
         return index[:0]
     if groups is not None:
@@ -476,6 +479,19 @@ def _take(
         members = rng.permutation(index[labels[index] == label])
         taken.append(members[: round(fraction * len(members))])
     return np.sort(np.concatenate(taken))
+
+
+def watched(tiles: Tiles, parts: Split, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the tiles a monitor may look up neighbours in and those it asks about, shuffled.
+
+    Validation tiles ask; where there are none, a fifth of the training part does, by whole groups,
+    and is left out of the first.
+    """
+    rng = np.random.default_rng(seed)
+    if len(parts.val):
+        return rng.permutation(parts.train), rng.permutation(parts.val)
+    asked = take(parts.train, tiles.labels, tiles.groups, 0.2, rng)
+    return rng.permutation(np.setdiff1d(parts.train, asked)), rng.permutation(asked)
 
 
 def _whole_groups(

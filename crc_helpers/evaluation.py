@@ -90,7 +90,9 @@ def summarise(
     """Return accuracy, balanced accuracy and AUC, each with `value`, `low` and `high`.
 
     labels int64 (N,), probabilities (N, C). Without groups the accuracy has Wilson's interval;
-    everything else, and everything with groups, is bootstrapped (over groups where given). What
+    everything else, and everything with groups, is bootstrapped (over groups where given), samples
+    that lack a class left out. Where all samples give 1, or all 0, a bootstrap knows no doubt; the
+    bound is then Wilson's for as many trials as the rarest class has groups (tiles without). What
     is not defined, as the AUC of one class only or anything of no tile, is NaN.
 
     Raises ValueError for probabilities that are NaN.
@@ -102,21 +104,27 @@ def summarise(
     def mean(values: Sequence) -> float:
         return float(np.mean(values)) if len(values) else float("nan")
 
+    present = np.unique(labels)
+
     def balanced(i: np.ndarray) -> float:
-        present = np.unique(labels[i])
-        return mean([(predicted[i][labels[i] == c] == c).mean() for c in present])
+        recalls = [(predicted[i][labels[i] == c] == c) for c in present]
+        return mean([r.mean() for r in recalls]) if all(map(len, recalls)) else float("nan")
 
     statistics: dict[str, Callable[[np.ndarray], float]] = {
         "accuracy": lambda i: mean(predicted[i] == labels[i]),
         "balanced_accuracy": balanced,
         "auc": lambda i: macro_auc(labels[i], probabilities[i]),
     }
+    units = np.arange(len(labels)) if groups is None else groups
+    trials = min((len(np.unique(units[labels == c])) for c in present), default=0)
     result = {}
     for name, statistic in statistics.items():
         if name == "accuracy" and groups is None:
             low, high = wilson_interval(int((predicted == labels).sum()), len(labels))
         else:
             low, high = bootstrap_interval(statistic, len(labels), groups, seed=seed)
+            if low == high and low in (0, 1):
+                low, high = wilson_interval(int(low * trials), trials)
         value = statistic(np.arange(len(labels)))
         result[name] = {"value": value, "low": low, "high": high}
     return result
@@ -142,6 +150,9 @@ def per_class(
             if groups is not None and among.any():
                 right, own = hit[among], groups[among]
                 low, high = bootstrap_interval(lambda k, r=right: r[k].mean(), len(own), own)
+                if right.all() or not right.any():  # no doubt, says the bootstrap
+                    count = len(np.unique(own))
+                    low, high = wilson_interval(count * bool(right.all()), count)
             row |= {metric: hit.sum() / max(among.sum(), 1)}
             row |= {f"{metric}_low": low, f"{metric}_high": high}
         f1 = 2 * hit.sum() / max(called.sum() + true.sum(), 1)

@@ -136,7 +136,7 @@ def all_maps(
     costly: of how many images those maps are made that need many passes; None: of all. windows:
     squares a side that occlusion covers one by one.
     """
-    early, square = stage_names(model)[-2], images.shape[-1] // windows
+    early, square = stage_names(model)[-2:][0], images.shape[-1] // windows
     cheap = {
         "Grad-CAM": lambda x, y: grad_cam(model, x, y).maps,
         "HiResCAM": lambda x, y: hires_cam(model, x, y, early),

@@ -117,11 +117,15 @@ def _targets(target: int | Tensor | None, logits: Tensor) -> Tensor:
 def stage_names(model: Classifier) -> list[str]:
     """Return the names of the backbone's stages that hold weights, "layer1" and on in a ResNet.
 
-    Raises ValueError where the backbone's children give no hint.
+    A transformer's are its blocks, "blocks.0" and on. Raises ValueError where the names of the
+    backbone's children give no hint.
     """
     children = dict(model.encoder.backbone.named_children())
-    known = ("layer", "stages", "blocks", "features")
-    stages = [n for n, m in children.items() if n.startswith(known) and list(m.parameters())]
+    parts = [(n, m) for n, m in children.items() if n.startswith(("layer", "features"))]
+    for name in ("stages", "layers", "blocks"):  # timm keeps them in one container
+        if name in children:
+            parts = [(f"{name}.{n}", m) for n, m in children[name].named_children()]
+    stages = [name for name, part in parts if list(part.parameters())]
     if not stages:
         raise ValueError(f"say which layer to explain: {model.encoder.name} has {list(children)}")
     return stages

@@ -51,12 +51,17 @@ def build_backbone(name: str, weights: str | None = None) -> nn.Module:
         vit = {"dynamic_img_size": True} if name.startswith(("vit_", "deit")) else {}
         pool = {"global_pool": "avg"} if vit and not weights else {}
         try:
-            return timm.create_model(name, pretrained=bool(weights), num_classes=0, **vit, **pool)
+            network = timm.create_model(
+                name, pretrained=bool(weights), num_classes=0, **vit, **pool
+            )
         except (AssertionError, TypeError) as error:
             raise ValueError(
                 f"backbone {name!r} has options of its own ({error}): build it with timm and give"
                 " the network in place of its name"
             ) from error
+        # Some, as MobileNetV3 and VGG, have a layer more behind their pooling.
+        network.num_features = getattr(network, "head_hidden_size", network.num_features)
+        return network
     network.num_features = network.fc.in_features
     network.fc = nn.Identity()
     return network

@@ -394,19 +394,6 @@ def pretrain_encoder(
     return encoder, log
 
 
-def watched(parts, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the tiles a monitor may look up neighbours in, shuffled, and those it asks about.
-
-    parts: `data.Split`. Validation tiles ask; where there are none (the paper's case), a fifth of
-    the training part, which is then left out of the first.
-    """
-    rng = np.random.default_rng(seed)
-    shuffled, fifth = rng.permutation(parts.train), len(parts.train) // 5
-    if len(parts.val):
-        return shuffled, rng.permutation(parts.val)
-    return shuffled[fifth:], shuffled[:fifth]
-
-
 def make_monitor(
     tiles, bank: np.ndarray, queries: np.ndarray, size: int, epochs: int, fabric: Fabric
 ) -> Callable[[Encoder, int], dict[str, float]]:

@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 from crc_helpers import data, data_readers, tile_store
-from crc_helpers.data import DataError, Tiles, check, load_tiles, prepare, split
+from crc_helpers.data import DataError, Tiles, check, load_tiles, prepare, split, watched
 
 EBHI_SEG = Path(__file__).resolve().parents[2] / "shared" / "data" / "ebhi_seg"
 HEADER = "Image Name,Majority Vote Label,Number of Annotators who Selected SSA (Out of 7),Partition"
@@ -670,6 +670,18 @@ def test_no_group_straddles(seed):
         assert share == pytest.approx(0.25, abs=0.05)
     everyone = np.concatenate([parts.train, parts.val, parts.test])
     np.testing.assert_array_equal(np.sort(everyone), np.flatnonzero(LABELS >= 0))
+
+
+@pytest.mark.parametrize("validation", [0.15, 0])
+def test_a_monitor_asks_about_slides_that_it_does_not_know(validation):
+    tiles = fake_tiles(LABELS, GROUPS)
+    parts = split(tiles, validation=validation)
+    known, asked = watched(tiles, parts, seed=1)
+    assert not set(GROUPS[known]) & set(GROUPS[asked])
+    train = np.sort(np.concatenate([known, asked]) if validation == 0 else known)
+    np.testing.assert_array_equal(train, parts.train)
+    assert len(asked) == (len(parts.val) or pytest.approx(len(train) / 5, rel=0.25))
+    assert not np.array_equal(asked, np.sort(asked))  # the first of them are no one slide's
 
 
 def test_random_split_ignores_groups():

@@ -227,6 +227,27 @@ def test_an_accuracy_has_wilsons_interval_and_with_groups_a_bootstrap():
     assert grouped["high"] - grouped["low"] > 2 * (alone["high"] - alone["low"])
 
 
+@pytest.mark.parametrize("right", [True, False])
+def test_all_right_or_all_wrong_on_few_slides_is_not_certain(right):
+    labels, groups = np.repeat([0, 1], 40), np.arange(80) // 8  # five slides of each class
+    predicted = labels if right else 1 - labels
+    bounds = wilson_interval(5 * right, 5)
+    summary = summarise(labels, np.eye(2)[predicted], groups)
+    assert {(m["low"], m["high"]) for m in summary.values()} == {bounds}
+    recall = per_class(labels, predicted, ("HP", "SSA"), groups)[["recall_low", "recall_high"]]
+    assert {tuple(row) for row in recall.to_numpy()} == {bounds}
+    # Without slides there are forty trials of each class, and eighty in all.
+    alone = summarise(labels, np.eye(2)[predicted])
+    assert (alone["auc"]["low"], alone["auc"]["high"]) == wilson_interval(40 * right, 40)
+    assert (alone["accuracy"]["low"], alone["accuracy"]["high"]) == wilson_interval(80 * right, 80)
+
+
+def test_bootstrap_samples_without_a_class_do_not_count_for_balanced_accuracy():
+    labels = np.array([0] * 9 + [1])  # a third of the samples lack class 1
+    summary = summarise(labels, np.eye(2)[np.zeros(10, int)])["balanced_accuracy"]
+    assert summary == {"value": 0.5, "low": 0.5, "high": 0.5}  # not 1 where all are class 0
+
+
 @pytest.mark.parametrize("classes", [2, 4])
 def test_the_numbers_of_a_class_are_scikit_learns(classes):
     labels, probabilities = make_predictions(classes=classes)

@@ -60,6 +60,24 @@ class Spotter(nn.Module):
 # --- Maps ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    "name", ["resnet8", "convnext_atto", "vit_tiny_patch16_224", "mobilenetv3_small_050"]
+)
+def test_every_backbone_gets_all_maps_and_is_forgotten_to_the_last_weight(name):
+    model = make_model(name)
+    maps = trial.all_maps(model, make_images(2), torch.tensor([0, 2]), costly=1)
+    assert tuple(maps) == trial.METHODS
+    assert [len(found) for found in maps.values()] == [2, 2, 2, 1, 1]
+    assert all(found.ndim == 3 and found.isfinite().all() for found in maps.values())
+    *_, (last, forgotten) = trial.cascade(model, seed=1)
+    learned = dict(model.named_parameters())
+    assert last == "all" and forgotten.encoder.name == name
+    assert all(
+        p.eq(learned[n]).all() == p.eq(p.flatten()[0]).all()  # scales and biases start all equal
+        for n, p in forgotten.named_parameters()
+    )
+
+
 @pytest.mark.parametrize("layer", ["layer4", "layer2"])
 @pytest.mark.parametrize(
     ("ours", "peer"), [(trial.hires_cam, HiResCAM), (trial.layer_cam, LayerCAM)]

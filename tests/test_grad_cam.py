@@ -19,6 +19,7 @@ from crc_helpers.grad_cam import (
     last_stage,
     mass_inside,
     overlap,
+    stage_names,
 )
 from crc_helpers.models import Classifier, Encoder
 
@@ -404,6 +405,20 @@ def test_the_map_of_a_transformer_is_its_last_tokens_weighed():
     maps = grad_cam(model, images, 1).maps
     torch.testing.assert_close(maps, (activations * gradient).sum(dim=1).relu())
     torch.testing.assert_close(logits, model(images).detach(), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "stages"),
+    [
+        ("vit_tiny_patch16_224", [f"blocks.{i}" for i in range(12)]),
+        ("swin_tiny_patch4_window7_224", [f"layers.{i}" for i in range(4)]),
+        ("convnext_atto", [f"stages.{i}" for i in range(4)]),
+        ("mobilenetv3_small_050", [f"blocks.{i}" for i in range(6)]),
+        ("vgg11", ["features"]),
+    ],
+)
+def test_every_backbone_by_name_has_stages(name, stages):
+    assert stage_names(Classifier(Encoder(name), 2)) == stages
 
 
 def test_channels_that_a_network_keeps_last_are_put_first():
