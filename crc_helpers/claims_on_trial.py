@@ -218,7 +218,7 @@ def normalise_stain(images: np.ndarray, reference: np.ndarray, method: str) -> n
     """Return tiles with the stain of a reference, by torchstain.
 
     images: uint8 (N, 3, H, W); reference: uint8 (3, H, W). method: "Macenko" or "Reinhard". A tile
-    of nearly nothing but glass is left as it is.
+    of nearly nothing but glass, or of one colour, is left as it is.
     Sources: Macenko et al. 2009, doi:10.1109/ISBI.2009.5193250; Reinhard et al. 2001,
     doi:10.1109/38.946629. Raises ValueError for another method.
     """
@@ -232,7 +232,8 @@ def normalise_stain(images: np.ndarray, reference: np.ndarray, method: str) -> n
     normalizer.fit(reference.transpose(1, 2, 0))
     done = np.array(images)
     for i, image in enumerate(images):
-        if (image.mean(axis=0) < 225).mean() > 0.05:  # glass has no stain to estimate
+        stained = (image.max(axis=0) < 205).mean()  # optical density above 0.15 in every channel
+        if stained > 0.01 and image.std(axis=(1, 2)).min() > 0:  # else there is none to estimate
             found = normalizer.normalize(image.transpose(1, 2, 0))
             found = found[0] if method == "Macenko" else found  # it gives the stains apart, too
             done[i] = np.clip(found, 0, 255).astype(np.uint8).transpose(2, 0, 1)
@@ -242,13 +243,12 @@ def normalise_stain(images: np.ndarray, reference: np.ndarray, method: str) -> n
 def clinical_features(metadata: pd.DataFrame) -> np.ndarray:
     """Return logarithm of the polyp's size in mm, and 1 in the right colon, 0 in the left: (N, 2).
 
-    metadata: with the columns "Polyp Size (mm)" and "Colon Site". NaN where not known.
+    metadata: with the columns "Polyp Size (mm)" and "Colon Site". NaN where not known or empty.
     """
-    right = metadata["Colon Site"].isin(RIGHT)
+    site = metadata["Colon Site"].replace("", np.nan)
     size = np.log(metadata["Polyp Size (mm)"].to_numpy(float))
-    return np.stack([size, right.where(metadata["Colon Site"].notna(), np.nan)], axis=1).astype(
-        float
-    )
+    right = site.isin(RIGHT).where(site.notna(), np.nan)
+    return np.stack([size, right], axis=1).astype(float)
 
 
 def fuse(*probabilities: np.ndarray) -> np.ndarray:

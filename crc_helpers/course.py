@@ -267,6 +267,8 @@ def require_value(name: str, value: Any, usual: Any) -> None:
 
 def pretrain(arguments: argparse.Namespace) -> int:
     """Pre-train as lesson 03 does, on several devices or machines; lesson 03 goes on from there."""
+    import torch
+
     from crc_helpers import data
     from crc_helpers.runs import make_fabric
 
@@ -279,6 +281,9 @@ def pretrain(arguments: argparse.Namespace) -> int:
         raise UsageError(
             f"PRETRAIN_BATCH is {p['PRETRAIN_BATCH']}: {world} processes cannot share it evenly"
         )
+    here = torch.cuda.device_count()
+    if here and arguments.devices > here:
+        raise UsageError(f"--devices {arguments.devices}: there are {here} on this machine")
     # Before the other processes start: they find the tiles decoded, and errors are said once.
     tiles = data.load_tiles(p["DATA"], p["DATA_ROOT"], classes=p["CLASSES"], n=p["N_TILES"],
                             seed=p["SEED"])  # fmt: skip

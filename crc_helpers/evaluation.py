@@ -46,14 +46,15 @@ def bootstrap_interval(
 
     statistic: takes an index array, returns a number (NaN where undefined, e.g. one class only).
     groups: (n,) slide or case ids: whole groups are drawn, because tiles of one slide are not
-    independent and an interval that treats them so is too narrow. (NaN, NaN) for n = 0, or where
-    the statistic is undefined in every sample.
+    independent and an interval that treats them so is too narrow. (NaN, NaN) for fewer than two
+    groups (tiles without), which show no spread, or where the statistic is undefined in every
+    sample.
     Source: Efron & Tibshirani 1993, chapters 13 and 8.
     """
-    if n == 0:
+    ids = np.arange(n) if groups is None else np.unique(groups, return_inverse=True)[1]
+    if n == 0 or ids.max() == 0:
         return float("nan"), float("nan")
     rng = np.random.default_rng(seed)
-    ids = np.arange(n) if groups is None else np.unique(groups, return_inverse=True)[1]
     order = np.argsort(ids, kind="stable")
     members = np.split(order, np.cumsum(np.bincount(ids))[:-1])
     values = np.empty(samples)
@@ -91,9 +92,9 @@ def summarise(
 
     labels int64 (N,), probabilities (N, C). Without groups the accuracy has Wilson's interval;
     everything else, and everything with groups, is bootstrapped (over groups where given), samples
-    that lack a class left out. Where all samples give 1, or all 0, a bootstrap knows no doubt; the
-    bound is then Wilson's for as many trials as the rarest class has groups (tiles without). What
-    is not defined, as the AUC of one class only or anything of no tile, is NaN.
+    that lack a class left out. Of a value of 1 or 0 a bootstrap knows no doubt; the bound is then
+    Wilson's for as many trials as the rarest class has groups (tiles without). What is not defined,
+    as the AUC of one class only, anything of no tile or a bootstrap of one group, is NaN.
 
     Raises ValueError for probabilities that are NaN.
     """
@@ -119,13 +120,13 @@ def summarise(
     trials = min((len(np.unique(units[labels == c])) for c in present), default=0)
     result = {}
     for name, statistic in statistics.items():
+        value = statistic(np.arange(len(labels)))
         if name == "accuracy" and groups is None:
             low, high = wilson_interval(int((predicted == labels).sum()), len(labels))
+        elif value in (0, 1):  # and so in every sample
+            low, high = wilson_interval(int(value * trials), trials)
         else:
             low, high = bootstrap_interval(statistic, len(labels), groups, seed=seed)
-            if low == high and low in (0, 1):
-                low, high = wilson_interval(int(low * trials), trials)
-        value = statistic(np.arange(len(labels)))
         result[name] = {"value": value, "low": low, "high": high}
     return result
 

@@ -33,7 +33,7 @@ from crc_helpers.grad_cam import (
 )
 from crc_helpers.models import Classifier, Encoder, evaluating
 from crc_helpers.pretraining import channels_last
-from crc_helpers.runs import file_hash, fingerprint, load_weights, save_weights
+from crc_helpers.runs import RunError, file_hash, fingerprint, load_weights, save_weights
 from crc_helpers.tile_store import content_hash
 
 # --- Four more ways to make a map -----------------------------------------------------------------
@@ -534,6 +534,9 @@ def explanations_row(t: Any, arm: str) -> dict:
     share of Grad-CAM's maps that are zero. hit, mass: with the diagnostic region; area, which is
     chance. "ink" has others: see `_ink_row`.
     """
+    if len(t.tiles.class_names) != 2:
+        raise RunError(f"explanations: there are {len(t.tiles.class_names)} classes, the trials are"
+                       " about two")  # fmt: skip
     if arm == "ink":
         return _ink_row(t)
     test = np.random.default_rng(t.seed).permutation(t.parts.test)
@@ -561,7 +564,7 @@ def agreement_scores(one: dict[str, Tensor], other: dict[str, Tensor]) -> dict[s
     found = {"blank": float(blank(other["Grad-CAM"]).mean())}
     for name in one:
         a, b = (at_size(maps[name], COMPARED) for maps in (one, other))
-        pairs = [rank_correlation(a, np.roll(a, k, axis=0)) for k in range(1, 6)]
+        pairs = [rank_correlation(a, np.roll(a, k, axis=0)) for k in range(1, min(6, len(a)))]
         found |= {f"spearman {name}": float(np.nanmean(rank_correlation(a, b))),
                   f"pair {name}": float(np.nanmean(pairs))}  # fmt: skip
     a, b = (at_size(maps["Grad-CAM"], COMPARED) for maps in (one, other))
@@ -636,7 +639,7 @@ def train_network(t: Any, arm: str) -> Classifier:
             labels[known] = np.random.default_rng(seed).permutation(labels[known])
         images = [t.tiles.images[part] for part in (train, val)]
     settings = dict(size=r.size, batch=r.batch, lr=r.rates[-1], seed=seed,
-                    epochs=max(1, round(r.steps / (len(train) // r.batch))))  # fmt: skip
+                    epochs=max(1, round(r.steps / max(1, len(train) // r.batch))))  # fmt: skip
     mark = fingerprint(tiles=[content_hash(x) for x in images], labels=labels[train].tolist(),
                        arm=arm, network=r.backbone, code=file_hash(Path(__file__)),
                        **settings)  # fmt: skip

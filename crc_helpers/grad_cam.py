@@ -30,11 +30,17 @@ def captured(module: nn.Module) -> Iterator[list[Tensor]]:
 
     The graph begins at that output: what comes before is computed without one, which saves most
     of the memory and time of a backward pass, and is why frozen layers do not matter. Hook and
-    gradient mode end with the block, whatever happens inside.
+    gradient mode end with the block, whatever happens inside. A pass through a module that gives
+    anything but a tensor raises ValueError.
     """
     outputs: list[Tensor] = []
 
-    def keep(_module: nn.Module, _inputs: tuple, output: Tensor) -> Tensor:
+    def keep(_: nn.Module, _inputs: tuple, output: Tensor) -> Tensor:
+        if not isinstance(output, Tensor):
+            raise ValueError(
+                f"layer {type(module).__name__} gives a {type(output).__name__}: Grad-CAM needs one"
+                " tensor, choose another layer"
+            )
         torch.set_grad_enabled(True)  # until the end of the block
         outputs.append(output.detach().requires_grad_(True))
         return outputs[-1].clone()  # for the network to go on with: its ReLU would overwrite ours

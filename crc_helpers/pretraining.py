@@ -113,12 +113,14 @@ def embed(
     The network is moved to the engine's device, runs in evaluation mode and is left in the mode it
     was in. No tiles give (0, D).
     """
-    outputs = []
+    outputs, n = [], len(images)
+    if n == 0:  # a transformer takes no empty batch, but knows D
+        images = np.zeros((1, 3, size, size), np.uint8)
     with evaluating(network.to(fabric.device)), fabric.autocast():
-        for start in range(0, max(len(images), 1), batch):
+        for start in range(0, len(images), batch):
             tiles = to_device(images[start : start + batch], fabric)
             outputs.append(network(channels_last(shrink(tiles, size))).float())
-    return torch.cat(outputs).cpu()
+    return torch.cat(outputs).cpu()[:n]
 
 
 def knn_accuracy(bank: Tensor, bank_labels, queries: Tensor, query_labels, k: int = 20) -> float:
@@ -377,12 +379,22 @@ def pretrain_encoder(
     tiles: `data.Tiles`. views: a name in `augmentation.VIEWS`. backbone, head: see `models`.
     settings: as in `pretrain`. Checkpoint and log go to `pretraining_<views>` in the folder `run`.
     Lesson 03 and `crc-course pretrain` both call this: each goes on from what the other has left.
-    Raises ValueError for unknown views, and what `pretrain` raises.
+    Raises ValueError for unknown views, for a backbone that cannot take tiles of this size, and
+    what `pretrain` raises.
     """
     if views not in VIEWS:
         raise ValueError(f"VIEWS has {views!r}: choose some of {', '.join(VIEWS)}")
     torch.manual_seed(seed)
     encoder = Encoder(backbone)
+    size = settings["size"]
+    try:  # some transformers are built for one size; said now, and not after the tiles are decoded
+        with evaluating(encoder):
+            encoder(torch.zeros(2, 3, size, size))
+    except (AssertionError, RuntimeError) as error:
+        raise ValueError(
+            f"BACKBONE {backbone!r} cannot take IMAGE_SIZE = {size} ({error}): try 224, or another"
+            " backbone"
+        ) from error
     images = tiles.images.pick(index)
     mark = fingerprint(tiles=tiles.ids[index].tolist(), pixels=content_hash(images), views=views,
                        data=tiles.name, head=head, backbone=backbone, seed=seed,

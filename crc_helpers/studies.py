@@ -710,6 +710,9 @@ def splits_row(t: Trial, scheme: str, split: int) -> dict:
 
     "as in the paper" draws tiles after the surplus of the common class is thrown away.
     """
+    if t.tiles.groups is None:
+        raise RunError(f"splits: {t.tiles.name} does not say which tiles share a slide, and the"
+                       " study compares splits by tile with splits by slide")  # fmt: skip
     tiles = replace(t.tiles, partition=None)
     parts = divide(tiles, SCHEMES[scheme], test=0.1, validation=0.1, seed=split)
     probe = linear_probe(t.known[parts.train], t.labels(parts.train), t.known[parts.val],

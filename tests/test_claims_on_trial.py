@@ -173,22 +173,25 @@ def test_normalised_tiles_come_nearer_to_the_reference_and_glass_stays(method, l
     pale = draw(TissueParameters(haematoxylin=0.6, eosin=0.6), 1, 96).image
     dark = draw(TissueParameters(haematoxylin=1.4, eosin=1.4), 1, 96).image
     glass = np.full_like(pale, 250)
-    done = claims.normalise_stain(np.stack([pale, glass]), dark, method)
+    flat = np.full_like(pale, 120)
+    speck = np.broadcast_to(np.uint8([230, 210, 215])[:, None, None], pale.shape).copy()
+    speck[:, 3, 3:5] = 80  # two pixels have no two stains
+    done = claims.normalise_stain(np.stack([pale, glass, flat, speck]), dark, method)
     gap = [np.abs(i.mean(axis=(1, 2)) - dark.mean(axis=(1, 2))).mean() for i in (pale, done[0])]
     assert gap[1] < left * gap[0]
-    assert done.dtype == np.uint8 and np.array_equal(done[1], glass)
+    assert done.dtype == np.uint8 and np.array_equal(done[1:], [glass, flat, speck])
     with pytest.raises(ValueError, match="'Vahadane' is unknown: choose one of Macenko, Reinhard"):
         claims.normalise_stain(done, dark, "Vahadane")
 
 
 def test_clinical_features_and_what_is_not_known():
     table = pd.DataFrame(
-        {"Polyp Size (mm)": [10, np.nan, 1], "Colon Site": ["Cecum", "Rectum", None]}
+        {"Polyp Size (mm)": [10, np.nan, 1, 1], "Colon Site": ["Cecum", "Rectum", None, ""]}
     )
     found = claims.clinical_features(table)
     np.testing.assert_allclose(found[0], [np.log(10), 1])
     assert np.isnan(found[1, 0]) and found[1, 1] == 0
-    assert found[2, 0] == 0 and np.isnan(found[2, 1])
+    assert (found[2:, 0] == 0).all() and np.isnan(found[2:, 1]).all()
 
 
 def test_fusion_takes_the_mean_of_log_odds_and_does_without_what_is_missing():

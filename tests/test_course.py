@@ -309,6 +309,12 @@ def test_pretrain_waits_for_no_lesson(tmp_path, capsys):
     assert not (tmp_path / "data.json").exists()
 
 
+def test_pretrain_names_the_devices_there_are(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert main(["pretrain", "--preset", "ci", "--out", str(tmp_path), "--devices", "4"]) == 2
+    assert "--devices 4: there are 2 on this machine" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("said", "devices", "nodes"),
     [({}, 1, 1), ({"LOCAL_WORLD_SIZE": "4"}, 4, 1),

@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 from crc_helpers import data, data_readers, tile_store
-from crc_helpers.data import DataError, Tiles, check, load_tiles, prepare, split, watched
+from crc_helpers.data import DataError, Split, Tiles, check, load_tiles, prepare, split, watched
 
 EBHI_SEG = Path(__file__).resolve().parents[2] / "shared" / "data" / "ebhi_seg"
 HEADER = "Image Name,Majority Vote Label,Number of Annotators who Selected SSA (Out of 7),Partition"
@@ -682,6 +682,15 @@ def test_a_monitor_asks_about_slides_that_it_does_not_know(validation):
     np.testing.assert_array_equal(train, parts.train)
     assert len(asked) == (len(parts.val) or pytest.approx(len(train) / 5, rel=0.25))
     assert not np.array_equal(asked, np.sort(asked))  # the first of them are no one slide's
+
+
+def test_a_monitor_of_one_slide_asks_about_half_of_its_tiles():
+    tiles = fake_tiles([0, 1] * 10, np.zeros(20, int))
+    none = np.arange(0)
+    parts = Split(np.arange(20), none, none, none, True, "grouped", none)
+    known, asked = watched(tiles, parts, seed=1)
+    assert len(known) == len(asked) == 10 and not set(known) & set(asked)
+    assert sorted(tiles.labels[asked]) == [0] * 5 + [1] * 5
 
 
 def test_random_split_ignores_groups():

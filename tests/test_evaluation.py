@@ -148,6 +148,22 @@ def test_a_group_is_drawn_whole_whatever_its_name_and_size():
         assert sum(count[rows[0]] for rows in members.values()) == 3  # groups, with repetition
 
 
+@pytest.mark.parametrize("groups", [np.zeros(6, int), None])
+def test_one_group_shows_no_spread(groups):
+    right = np.array([1, 0, 1, 1, 0, 1])[: None if groups is not None else 1]
+    low, high = bootstrap_interval(lambda k: right[k].mean(), len(right), groups)
+    assert np.isnan([low, high]).all()
+
+
+def test_a_summary_of_one_slide_is_unsure():
+    labels, predicted, slide = np.array([0, 0, 1, 1]), np.array([0, 1, 1, 1]), np.zeros(4, int)
+    summary = summarise(labels, np.eye(2)[predicted], slide)
+    assert summary["accuracy"]["value"] == 0.75 and np.isnan(summary["accuracy"]["low"])
+    table = per_class(labels, predicted, ("HP", "SSA"), slide)
+    assert np.isnan(table.loc["HP", "recall_low"])
+    assert table.loc["SSA", ["recall_low", "recall_high"]].tolist() == list(wilson_interval(1, 1))
+
+
 def test_samples_where_a_statistic_is_undefined_are_left_out():
     values = np.arange(10.0)
 

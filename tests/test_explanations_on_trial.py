@@ -25,6 +25,7 @@ from crc_helpers.augmentation import STAINS
 from crc_helpers.evaluation import bootstrap_interval
 from crc_helpers.grad_cam import enlarge, grad_cam, overlap
 from crc_helpers.models import Classifier, Encoder
+from crc_helpers.runs import RunError
 from crc_helpers.synthetic_tissue import TissueParameters, draw
 
 
@@ -545,7 +546,8 @@ def test_the_row_of_the_ink_counts_what_its_table_holds(monkeypatch):
     monkeypatch.setattr(trial, "ink_table", lambda *_: table)
     monkeypatch.setattr(trial, "train_network", lambda *_: None)
     t = SimpleNamespace(
-        data="ebhi", parts=SimpleNamespace(test=np.arange(7)),
+        data="ebhi", tiles=SimpleNamespace(class_names=("HP", "SSA")),
+        parts=SimpleNamespace(test=np.arange(7)),
         score=lambda classify, _: studies.scores(table["label"].to_numpy(), classify(0)),
     )  # fmt: skip
     row = trial.explanations_row(t, "ink")
@@ -582,6 +584,24 @@ def test_agreement_scores_of_a_network_with_itself_and_with_a_blank_one():
     assert nothing["spearman Grad-CAM"] == nothing["ssim Grad-CAM"] == 0
     assert (same["blank"], nothing["blank"]) == (0, 1)
     assert abs(same["pair Grad-CAM"]) < 0.3 and same["pair Grad-CAM"] == nothing["pair Grad-CAM"]
+
+
+def test_agreement_scores_of_few_tiles_pair_none_with_itself():
+    maps = {"Grad-CAM": torch.rand(3, 6, 6, generator=torch.Generator().manual_seed(0))}
+    assert trial.agreement_scores(maps, maps)["pair Grad-CAM"] < 0.6  # and not 1 every third time
+
+
+def test_fewer_tiles_than_a_batch_are_refused_in_words(tmp_path, monkeypatch):
+    t = studies.Trial(0, recipe=studies.Recipe(n_tiles=96, size=32, steps=4, batch=512))
+    monkeypatch.setattr(trial, "cache_folder", lambda: tmp_path)
+    with pytest.raises(ValueError, match="54 labelled tiles are fewer than one batch of 512"):
+        trial.train_network(t, "trained")
+
+
+def test_the_trials_are_of_two_classes():
+    t = SimpleNamespace(tiles=SimpleNamespace(class_names=("a", "b", "c")))
+    with pytest.raises(RunError, match="explanations: there are 3 classes"):
+        trial.explanations_row(t, "ink")
 
 
 def test_study_plans_every_arm_of_every_seed_and_twice_as_much_ink():

@@ -258,6 +258,16 @@ def test_a_layer_without_cells_is_refused_with_its_shape(model, images):
         grad_cam(model, images, layer="fc")
 
 
+def test_a_layer_that_gives_no_tensor_is_refused(images):
+    class Pair(torch.nn.Module):
+        def forward(self, x):
+            return x, x
+
+    layer = Pair()
+    with captured(layer), pytest.raises(ValueError, match="Pair gives a tuple: Grad-CAM needs one"):
+        layer(images)
+
+
 # --- Enlarging -----------------------------------------------------------------------------------
 
 

@@ -209,6 +209,18 @@ def test_supervised_loop_shown_ends_in_the_weights_of_the_shared_loop():
     assert not same_steps(start, networks[0], start)
 
 
+@pytest.mark.parametrize("backbone", ["resnet8", "vit_tiny_patch16_224"])
+def test_steps_shown_end_in_the_map_shared(backbone, capsys):
+    torch.manual_seed(0)
+    model = models.Classifier(models.Encoder(backbone), 2).eval()
+    given = {"model": model, "x": torch.rand(1, 3, 32, 32), "LAYER": grad_cam.last_stage(model),
+             "names": ("HP", "SSA"), "grad_cam": grad_cam, "torch": torch}  # fmt: skip
+    cells = {cell.id: cell.source for cell in nbformat.read(lesson_files("06")[0], 4).cells}
+    for step in ("007", "009", "011", "013", "017"):
+        exec(cells[f"06-{step}"], given)
+    assert "equal to the steps above: True" in capsys.readouterr().out
+
+
 def test_objectives_shown_are_those_shared():
     lesson = shown(7)
     z = [torch.randn(6, 8) for _ in range(4)]

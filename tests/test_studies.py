@@ -144,6 +144,12 @@ def test_what_is_unknown_or_missing_is_named(tmp_path, monkeypatch, capsys):
         studies.read("labels", "ebhi")
 
 
+def test_splits_by_slide_need_slides(t):
+    t.tiles = studies.replace(t.tiles, groups=None)
+    with pytest.raises(RunError, match="splits: synthetic does not say which tiles share a slide"):
+        studies.splits_row(t, "by tile", 0)
+
+
 def test_the_same_seed_has_the_same_tissue_split_and_encoder(t, tmp_path):
     other = studies.Trial(0, recipe=SMALL)
     np.testing.assert_array_equal(t.parts.test, other.parts.test)
