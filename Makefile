@@ -46,7 +46,7 @@ lint: $(INSTALLED)  ## check style
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check crc_helpers tests benchmarks/*_speed.py benchmarks/harness.py
 
-bench: $(INSTALLED)  ## measure speed against peers; writes benchmarks/SPEED.md (half an hour, 20 GB of disk)
+bench: $(INSTALLED)  ## measure speed against peers; writes benchmarks/SPEED.md (twenty minutes, 20 GB of disk)
 	for name in views_speed grad_cam_speed pretraining_speed many_tiles explorers_speed; do \
 	  $(BIN)/python benchmarks/$$name.py || exit; done
 

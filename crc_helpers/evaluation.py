@@ -68,6 +68,20 @@ def bootstrap_interval(
     return float(low), float(high)
 
 
+def share_interval(hit: np.ndarray, groups: np.ndarray | None = None) -> tuple[float, float]:
+    """Return the 95 % interval of the share of tiles that are a hit, bool (n,).
+
+    Wilson's, or with groups (n,) a bootstrap over them. Of all or none a bootstrap knows no doubt;
+    the interval is then Wilson's for as many trials as there are groups.
+    """
+    if groups is None or not len(hit):
+        return wilson_interval(int(hit.sum()), len(hit))
+    if hit.all() or not hit.any():
+        count = len(np.unique(groups))
+        return wilson_interval(count * bool(hit.all()), count)
+    return bootstrap_interval(lambda k: hit[k].mean(), len(hit), groups)
+
+
 def macro_auc(labels: np.ndarray, probabilities: np.ndarray) -> float:
     """Return the area under the ROC curve, one-vs-rest mean for more than two classes.
 
@@ -139,21 +153,15 @@ def per_class(
 ) -> pd.DataFrame:
     """Return precision, recall, F1 and support of each class, with intervals.
 
-    labels, predicted: int (N,). The intervals are Wilson's, or bootstraps over groups (N,) where
-    tiles come in them. F1 is no proportion of trials and has none.
+    labels, predicted: int (N,). The intervals are `share_interval`'s, over groups (N,) where tiles
+    come in them. F1 is no proportion of trials and has none.
     """
     rows = []
     for c, name in enumerate(class_names):
         called, true, hit = predicted == c, labels == c, (predicted == c) & (labels == c)
         row = {"class": name}
         for metric, among in (("precision", called), ("recall", true)):
-            low, high = wilson_interval(int(hit.sum()), int(among.sum()))
-            if groups is not None and among.any():
-                right, own = hit[among], groups[among]
-                low, high = bootstrap_interval(lambda k, r=right: r[k].mean(), len(own), own)
-                if right.all() or not right.any():  # no doubt, says the bootstrap
-                    count = len(np.unique(own))
-                    low, high = wilson_interval(count * bool(right.all()), count)
+            low, high = share_interval(hit[among], None if groups is None else groups[among])
             row |= {metric: hit.sum() / max(among.sum(), 1)}
             row |= {f"{metric}_low": low, f"{metric}_high": high}
         f1 = 2 * hit.sum() / max(called.sum() + true.sum(), 1)

@@ -21,6 +21,7 @@ from crc_helpers.evaluation import (
     macro_auc,
     per_class,
     precision_at_prevalence,
+    share_interval,
     summarise,
     wilson_interval,
 )
@@ -153,6 +154,16 @@ def test_one_group_shows_no_spread(groups):
     right = np.array([1, 0, 1, 1, 0, 1])[: None if groups is not None else 1]
     low, high = bootstrap_interval(lambda k: right[k].mean(), len(right), groups)
     assert np.isnan([low, high]).all()
+
+
+def test_a_share_has_wilsons_interval_and_with_slides_a_wider_one():
+    hit, slides = np.repeat([True, True, False, True], 10), np.repeat(np.arange(4), 10)
+    assert share_interval(hit) == wilson_interval(30, 40)
+    assert share_interval(hit[:20], slides[:20]) == wilson_interval(2, 2)  # slides, not tiles
+    assert share_interval(~hit[:20], slides[:20]) == wilson_interval(0, 2)
+    assert share_interval(hit[:0], slides[:0]) == (0, 1)
+    low, high = share_interval(hit, slides)
+    assert low < wilson_interval(30, 40)[0] and high == 1
 
 
 def test_a_summary_of_one_slide_is_unsure():
