@@ -77,6 +77,7 @@ class Encoder(nn.Module):
     """Backbone up to its global average pooling: images (N, 3, H, W) to features (N, D).
 
     backbone: a name that `build_backbone` knows, or a network of your own with `num_features` set.
+    Images of a size that the backbone is not built for raise ValueError.
     """
 
     def __init__(self, backbone: str | nn.Module = "resnet50", weights: str | None = None) -> None:
@@ -87,7 +88,13 @@ class Encoder(nn.Module):
         self.dim: int = self.backbone.num_features
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.backbone(images)  # (N, 3, H, W) -> (N, D)
+        try:
+            return self.backbone(images)  # (N, 3, H, W) -> (N, D)
+        except AssertionError as error:  # transformers of timm are built for one size, or for steps
+            raise ValueError(
+                f"{self.name} cannot take images of {images.shape[-1]} pixels ({error}): change"
+                " IMAGE_SIZE or BACKBONE"
+            ) from error
 
     def stage(self, name: str) -> nn.Module:
         """Return the module called `name` inside the backbone, e.g. "layer4".

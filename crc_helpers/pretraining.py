@@ -379,22 +379,12 @@ def pretrain_encoder(
     tiles: `data.Tiles`. views: a name in `augmentation.VIEWS`. backbone, head: see `models`.
     settings: as in `pretrain`. Checkpoint and log go to `pretraining_<views>` in the folder `run`.
     Lesson 03 and `crc-course pretrain` both call this: each goes on from what the other has left.
-    Raises ValueError for unknown views, for a backbone that cannot take tiles of this size, and
-    what `pretrain` raises.
+    Raises ValueError for unknown views, and what `pretrain` raises.
     """
     if views not in VIEWS:
         raise ValueError(f"VIEWS has {views!r}: choose some of {', '.join(VIEWS)}")
     torch.manual_seed(seed)
     encoder = Encoder(backbone)
-    size = settings["size"]
-    try:  # some transformers are built for one size; said now, and not after the tiles are decoded
-        with evaluating(encoder):
-            encoder(torch.zeros(2, 3, size, size))
-    except (AssertionError, RuntimeError) as error:
-        raise ValueError(
-            f"BACKBONE {backbone!r} cannot take IMAGE_SIZE = {size} ({error}): try 224, or another"
-            " backbone"
-        ) from error
     images = tiles.images.pick(index)
     mark = fingerprint(tiles=tiles.ids[index].tolist(), pixels=content_hash(images), views=views,
                        data=tiles.name, head=head, backbone=backbone, seed=seed,

@@ -34,6 +34,13 @@ def test_an_encoder_gives_one_feature_vector_an_image(name, dim):
         assert encoder(torch.rand(2, 3, 64, 64)).shape == (2, dim)
 
 
+@pytest.mark.parametrize("name", ["swin_tiny_patch4_window7_224", "vit_tiny_patch16_224"])
+def test_a_size_that_a_backbone_is_not_built_for_is_refused_naming_both(name):
+    message = rf"{name} cannot take images of 100 pixels .*: change IMAGE_SIZE or BACKBONE"
+    with pytest.raises(ValueError, match=message):
+        Encoder(name)(torch.rand(2, 3, 100, 100))
+
+
 def test_resnet8_has_six_by_six_cells_at_96_px(encoder):
     shapes = []
     stage = encoder.stage("layer3")

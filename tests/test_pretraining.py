@@ -1,7 +1,6 @@
 """NT-Xent against a double loop and against lightly; the monitors by hand; the loop to the bit."""
 
 import math
-from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -538,15 +537,3 @@ def test_an_epoch_shorter_than_the_clock_tells_is_no_error(coloured_tiles, fabri
 def test_no_tiles_have_no_features(fabric, coloured_tiles, backbone):
     encoder = Encoder(backbone)
     assert embed(encoder, coloured_tiles[:0], 32, fabric).shape == (0, encoder.dim)
-
-
-@pytest.mark.parametrize("backbone", ["swin_tiny_patch4_window7_224", "vit_tiny_patch16_224"])
-def test_a_backbone_for_other_sizes_is_refused_before_anything_is_trained(
-    fabric, tmp_path, backbone
-):
-    tiles = SimpleNamespace(images=None)  # nothing is read
-    with pytest.raises(ValueError, match=rf"BACKBONE '{backbone}' cannot take IMAGE_SIZE = 100"):
-        pretraining.pretrain_encoder(tiles, np.arange(8), tmp_path, fabric, views="tissue",
-                                     backbone=backbone, head="linear", seed=0,
-                                     **SETTINGS | {"size": 100})  # fmt: skip
-    assert not any(tmp_path.iterdir())
