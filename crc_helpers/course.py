@@ -5,6 +5,7 @@ import ast
 import contextlib
 import errno
 import importlib
+import io
 import json
 import os
 import re
@@ -148,12 +149,15 @@ def _run(
 
     first = {**parameters[lesson_files()[0]], **settings}
     if lessons[0] == lesson_files()[0]:  # bad data is said here, in one line, and not from a cell
-        load_tiles(first["DATA"], first["DATA_ROOT"], classes=first["CLASSES"], n=first["N_TILES"],
-                   seed=first["SEED"])  # fmt: skip
+        data = load_tiles(first["DATA"], first["DATA_ROOT"], classes=first["CLASSES"],
+                          n=first["N_TILES"], seed=first["SEED"]).digest  # fmt: skip
+    else:  # what lesson 01 has seen; the others refuse data that is no longer that
+        seen = out / "data.json"
+        data = read_json(seen).get("digest") if seen.is_file() else None
     record = out / "lessons.json"
     done = _done(record)
     code = fingerprint(code={f.name: f.read_text(encoding="utf-8") for f in _sources()})
-    mark = ""
+    mark = fingerprint(data=data)
     for file, literals in parameters.items():
         mine = {name: settings[name] for name in literals if name in settings}
         # Each lesson's mark holds the one before: a change runs all that builds on it again.
@@ -238,12 +242,25 @@ def _settings(arguments: argparse.Namespace, parameters: dict[Path, dict]) -> di
     settings = read_settings(arguments.preset, arguments.set, set(literals))
     for name, value in settings.items():
         require_value(name, value, literals[name])
+        if name.endswith("VIEWS"):  # said now, and not hours later
+            require_views(name, value)
+        if name in ("RUN", "START_FROM"):
+            raise UsageError(f"{name} is set by this command: give --out for the run's folder")
     settings |= {"RUN": str(Path(arguments.out).resolve()), "START_FROM": "run"}
     if arguments.data:
         settings["DATA"] = arguments.data
-    if arguments.data_root:
-        settings["DATA_ROOT"] = str(Path(arguments.data_root).resolve())
+    if root := arguments.data_root or settings.get("DATA_ROOT"):
+        settings["DATA_ROOT"] = str(Path(str(root)).resolve())  # lessons run in another folder
     return settings
+
+
+def require_views(name: str, value: str | Sequence[str]) -> None:
+    """Raise UsageError for a name of views, or one in a list, that is none."""
+    from crc_helpers.augmentation import VIEWS
+
+    for views in [value] if isinstance(value, str) else value:
+        if views not in VIEWS:
+            raise UsageError(f"{name} has {views!r}: choose some of {', '.join(VIEWS)}")
 
 
 def require_value(name: str, value: Any, usual: Any) -> None:
@@ -301,9 +318,9 @@ def _pretrain(
 ) -> int:
     from crc_helpers import data, pretraining
 
-    if fabric.is_global_zero:
-        data.remember(run, tiles, parts, root=p["DATA_ROOT"], classes=p["CLASSES"], n=p["N_TILES"],
-                      scheme=p["SPLIT"], **shares)  # fmt: skip
+    first_alone(lambda: data.remember(
+        run, tiles, parts, root=p["DATA_ROOT"], classes=p["CLASSES"], n=p["N_TILES"],
+        scheme=p["SPLIT"], **shares))  # fmt: skip
     size, epochs = p["IMAGE_SIZE"], p["PRETRAIN_EPOCHS"]
     rest, queries = data.watched(tiles, parts, p["SEED"])
     monitor = pretraining.make_monitor(tiles, rest, queries, size, epochs, fabric)
@@ -472,7 +489,7 @@ def data(arguments: argparse.Namespace) -> int:
     if arguments.action == "check":
         sheet = Path(arguments.out or f"{arguments.name}_contact_sheet.png")
         tiles = load_tiles(arguments.name, arguments.data_root, **plan)
-        print("\n".join(check(tiles, sheet)))
+        print("\n".join(map(printable, check(tiles, sheet))))
         if arguments.deep:
             print(check_deep(tiles, arguments.data_root))
     else:
@@ -604,6 +621,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; return its exit status, 2 for what the user can mend."""
     from crc_helpers.data_readers import DataError
 
+    for stream in (sys.stdout, sys.stderr):  # a log on Windows cannot hold every name
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    if cache := os.environ.get("CRC_HELPERS_CACHE"):  # the lessons run in a folder of their own
+        os.environ["CRC_HELPERS_CACHE"] = str(Path(cache).resolve())
     arguments = parse(argv)
     # What pre-training refuses is a ValueError, written for users; elsewhere that is a mistake.
     refused = (ValueError, FloatingPointError) if arguments.do in (pretrain, study) else ()

@@ -539,6 +539,11 @@ def decode_mask(path: Path, size: int, shape: tuple[int, int]) -> np.ndarray:
                 f"of its image, {shape[0]}×{shape[1]}; restore it"
             )
         image = image.convert("L")
+        if 0 < (brightest := image.getextrema()[1]) <= 127:
+            raise DataError(
+                f"{path}: a mask whose brightest value is {brightest}, expected 0 outside and 255"
+                " inside; convert it"
+            )
         if image.size != (size, size):
             image = ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
         return (np.asarray(image) > 127).astype(np.uint8)

@@ -208,7 +208,8 @@ def intervals(
 
 def colour_scatter(features: np.ndarray, labels: np.ndarray, class_names, groups=None) -> Figure:
     """Draw the two main components of colour statistics (N, 15), by class and by slide."""
-    centred = (features - features.mean(axis=0)) / features.std(axis=0)
+    spread = features.std(axis=0)  # 0 where all tiles show some glass, say
+    centred = (features - features.mean(axis=0)) / np.where(spread > 0, spread, 1)
     u, s, _ = np.linalg.svd(centred, full_matrices=False)
     points = u[:, :2] * s[:2]
     figure, axes = plt.subplots(1, 1 if groups is None else 2, figsize=(10, 4), squeeze=False)

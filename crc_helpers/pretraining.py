@@ -249,14 +249,25 @@ def pretrain(
     # The first process reads for all: the others may not see its disk.
     state = first_alone(lambda: load_checkpoint(checkpoint, mark)) if checkpoint else None
     rows: list[dict[str, float]] = []
+
+    def watch(epoch: int) -> dict[str, float]:
+        return {k: float(v) for k, v in monitor(encoder, epoch).items()} if monitor else {}
+
+    def keep() -> None:
+        save_checkpoint(
+            checkpoint, mark, model=model.state_dict(), objective=objective.state_dict(),
+            optimizer=optim.state_dict(), schedule=schedule.state_dict(), rows=rows,
+        )  # fmt: skip
+        save_table(checkpoint.with_suffix(".csv"), rows)
+
     if state:
         rows = restore(checkpoint, state, model=model, objective=objective, optimizer=optim,
                        schedule=schedule)  # fmt: skip
         fabric.print(f"going on after epoch {rows[-1]['epoch']} of {epochs}")
-        if fabric.is_global_zero:  # a kill may have come between checkpoint and table
-            save_table(checkpoint.with_suffix(".csv"), rows)
-    elif monitor and fabric.is_global_zero:
-        rows.append({"epoch": 0, **{k: float(v) for k, v in monitor(encoder, 0).items()}})
+        # A kill may have come between checkpoint and table.
+        first_alone(lambda: save_table(checkpoint.with_suffix(".csv"), rows))
+    elif seen := first_alone(lambda: watch(0)):
+        rows.append({"epoch": 0, **seen})
     first = int(rows[-1]["epoch"]) + 1 if state else 1
     bar = tqdm(range(first, epochs + 1), desc="pre-training", unit="epoch",
                disable=not fabric.is_global_zero)  # fmt: skip
@@ -268,19 +279,14 @@ def pretrain(
         seconds = max(time.perf_counter() - start, 1e-9)
         row["seconds"] = round(seconds, 2)
         row["pairs_per_second"] = round(len(images) // batch * batch / seconds, 1)
-        if monitor and fabric.is_global_zero:
-            row |= {k: float(v) for k, v in monitor(encoder, epoch).items()}
+        row |= first_alone(lambda epoch=epoch: watch(epoch))
         rows.append(row)
         if collapsed(row):
             fabric.print(f"epoch {epoch}: the encoder has collapsed, tiles look alike to it: lower"
                          " PRETRAIN_LR, or take a larger batch or another TEMPERATURE")  # fmt: skip
         bar.set_postfix(loss=f"{row['loss']:.3f}", pairs_per_s=row["pairs_per_second"])
-        if checkpoint and fabric.is_global_zero:
-            save_checkpoint(
-                checkpoint, mark, model=model.state_dict(), objective=objective.state_dict(),
-                optimizer=optim.state_dict(), schedule=schedule.state_dict(), rows=rows,
-            )  # fmt: skip
-            save_table(checkpoint.with_suffix(".csv"), rows)
+        if checkpoint:
+            first_alone(keep)
     return pd.DataFrame(rows)
 
 

@@ -123,20 +123,23 @@ def only_one(path: Path, patience: float = 0) -> Iterator[None]:
 def first_alone(do: Callable[[], Any]) -> Any:
     """Have the first of the processes that train together do something; all return its result.
 
-    What it is refused (RunError) ends the others too, without a word: they would wait for it.
+    What stops it there ends the others too, without a word: they would wait for it.
     """
     if not dist.is_initialized():
         return do()
-    answer: list[Any] = [None, None]
-    if not dist.get_rank():
-        try:
-            answer[0] = do()
-        except RunError as error:
-            answer[1] = str(error)
-    dist.broadcast_object_list(answer, src=0)
-    if answer[1] is None:
+    answer: list[Any] = [None, False]
+    if dist.get_rank():
+        dist.broadcast_object_list(answer, src=0)
+        if answer[1]:
+            raise SystemExit(2)
         return answer[0]
-    raise SystemExit(2) if dist.get_rank() else RunError(answer[1])
+    try:
+        answer[0] = do()
+    except Exception:
+        dist.broadcast_object_list([None, True], src=0)
+        raise
+    dist.broadcast_object_list(answer, src=0)
+    return answer[0]
 
 
 def one_writer(train: Callable) -> Callable:
@@ -164,7 +167,8 @@ def memory_kept() -> Iterator[None]:
 
     glibc gives every buffer of more than 32 MB back to the system when it is freed, and the system
     zeroes its pages when they are asked for again: a fifth of a training step on a CPU. Where the C
-    library is another, this does nothing. Afterwards all that is free is given back.
+    library is another, this does nothing (an old glibc may refuse, too). Afterwards all that is
+    free is given back.
     """
     global _kept
     if _kept or not _libc:
@@ -188,7 +192,9 @@ def randomness(seed: int, epoch: int) -> Iterator[None]:
 
     So a resumed run draws what an uninterrupted one draws; outside, nothing is changed.
     """
-    with torch.random.fork_rng():
+    # Only of the device at work: by default every GPU of the machine would be opened.
+    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    with torch.random.fork_rng(devices):
         torch.manual_seed(seed * 100_003 + epoch)
         yield
 
@@ -321,12 +327,16 @@ def read_notes(run: Path) -> dict[str, dict[str, Any]]:
 
 
 def say_misfits(run: Path) -> None:
-    """Say which results in a run were made from other data or weights than there are now."""
+    """Say which results of a run were made from other data or weights, or changed since."""
     notes = {name: entry for name, entry in read_notes(run).items() if (run / name).is_file()}
-    odd = [name for name, entry in notes.items() if _misfit(run / name, entry["made_from"])]
+    odd = [
+        name
+        for name, entry in notes.items()
+        if file_hash(run / name) != entry["sha256"] or _misfit(run / name, entry["made_from"])
+    ]
     if odd:
         print(f"{run}: {', '.join(map(printable, odd))} made from other data or weights than there"
-              " are now: run their lessons again", file=sys.stderr)  # fmt: skip
+              " are now, or changed since: run their lessons again", file=sys.stderr)  # fmt: skip
 
 
 def _constants() -> dict[str, Any]:

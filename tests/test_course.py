@@ -1,6 +1,7 @@
 """The command line, the presets and the files that must agree with each other."""
 
 import errno
+import os
 import re
 import subprocess
 import sys
@@ -44,6 +45,12 @@ def test_bad_lesson_range_is_refused(which):
         (["run", "--set", "NO_SUCH=1"], "unknown parameter NO_SUCH: the lessons have"),
         (["run", "--set", "SEED"], "NAME=VALUE"),
         (["run", "--set", "SEED=[1"], "not a value"),
+        (
+            ["run", "--set", "FINE_TUNE_VIEWS=gentel"],
+            "FINE_TUNE_VIEWS has 'gentel': choose some of",
+        ),
+        (["run", "--set", "VIEWS=[tissue, papr]"], "VIEWS has 'papr': choose some of"),
+        (["run", "--set", "RUN=elsewhere"], "RUN is set by this command: give --out"),
         (["run", "--preset", "huge"], "choose one of ci, class, paper"),
         (["run", "--lessons", "9"], "no such lesson"),
         (["run", "--data", "mhist", "--data-root", "/no/such/place"], "/no/such/place"),
@@ -230,7 +237,7 @@ def test_what_a_run_holds_of_other_data_is_said(folder_of_tiles, tmp_path, capsy
     data.recall(run, "run")
     assert "predictions.csv" not in capsys.readouterr().err
     data.remember(run, tiles, data.split(tiles, seed=1), seed=1, **settings)
-    words = "run: predictions.csv made from other data or weights than there are now: run their"
+    words = "run: predictions.csv made from other data or weights than there are now, or changed"
     assert words in capsys.readouterr().err
     data.recall(run, "run")
     assert words in capsys.readouterr().err
@@ -253,6 +260,32 @@ def test_recall_says_which_lesson_is_missing(tmp_path):
 
 
 # --- committed notebooks -------------------------------------------------------------------------
+
+
+def test_a_lesson_runs_again_where_the_data_has_changed(folder_of_tiles, tmp_path, monkeypatch):
+    ran = []
+
+    def execute(file, out, _parameters):
+        ran.append(file.stem)
+        (out / file.name).write_text("{}")
+        return 0
+
+    monkeypatch.setattr(course, "_execute", execute)
+    command = ["run", "--lessons", "01", "--data", "folder", "--data-root", str(folder_of_tiles),
+               "--out", str(tmp_path / "run")]  # fmt: skip
+    assert main(command) == main(command) == 0 and len(ran) == 1
+    next(folder_of_tiles.glob("*/*.png")).unlink()
+    assert main(command) == 0 and len(ran) == 2
+
+
+def test_a_folder_and_a_cache_are_those_of_where_one_stands(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CRC_HELPERS_CACHE", "mine")
+    given = course.parse(["run", "--set", "DATA_ROOT=tiles"])
+    parameters = {file: parameters_of(file) for file in lesson_files()}
+    assert course._settings(given, parameters)["DATA_ROOT"] == str(tmp_path / "tiles")
+    monkeypatch.setattr(course, "run", lambda _: 0)
+    assert main(["run"]) == 0 and os.environ["CRC_HELPERS_CACHE"] == str(tmp_path / "mine")
 
 
 def test_clean_keeps_the_parameters_cell_and_drops_what_changes():

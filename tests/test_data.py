@@ -71,7 +71,7 @@ def make_ebhi(root):
         for i in range(2):
             file = f"{'GTxc' if i else 'GTXC'}190{c // 2}-1-400-00{i}.png"
             save(root / "EBHI-SEG" / name / "image" / file, 10 * c + i)
-            save(root / "EBHI-SEG" / name / "label" / file, np.full((16, 16), 127 + i, np.uint8))
+            save(root / "EBHI-SEG" / name / "label" / file, np.full((16, 16), 255 * i, np.uint8))
     low = root / "EBHI-SEG" / "Low-grade IN" / "image"
     save(low / "GT2012149-2-400-001.png", 99)
     save(low / "GTGT2012149-2-400-001.png", 99)
@@ -453,6 +453,10 @@ def test_ebhi_bad_names_and_masks(tmp_path):
     mask = next((root / "EBHI-SEG" / "Polyp" / "label").iterdir())
     save(mask, np.zeros((8, 8), np.uint8))
     refused(lambda: load_tiles("ebhi", root, size=16), mask.name, "8×8", "16×16", "restore")
+    save(mask, np.uint8([[127, 128]] * 2))
+    assert data_readers.decode_mask(mask, 2, (2, 2)).tolist() == [[0, 1]] * 2
+    save(mask, np.eye(16, dtype=np.uint8))  # 0 and 1, as many label files have it
+    refused(lambda: load_tiles("ebhi", root, size=16), mask.name, "brightest value is 1", "255")
 
 
 @pytest.mark.skipif(not EBHI_SEG.is_dir(), reason="needs ../shared/data/ebhi_seg (real tiles)")

@@ -25,6 +25,15 @@ def test_tiles_take_their_masks_as_one_array():
     assert min(outlined) > 0
 
 
+def test_colours_that_do_not_vary_are_drawn_all_the_same():
+    features = np.random.default_rng(0).random((12, 15))
+    features[:, 3] = 1.0  # all tiles show some glass
+    figure = figures.colour_scatter(features, np.arange(12) % 2, ("HP", "SSA"))
+    points = np.concatenate([c.get_offsets() for c in figure.axes[0].collections])
+    plt.close(figure)
+    assert points.shape == (12, 2) and np.isfinite(points).all()
+
+
 def test_chance_of_the_neighbours_is_one_over_the_classes():
     log = pd.DataFrame({"epoch": [0, 1], "loss": [4.0, 3.0], "knn": [0.2, 0.3]})
     figure = figures.loss_curve({"tissue": log}, 4.8, 0.6, classes=6)

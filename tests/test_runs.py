@@ -234,6 +234,13 @@ def test_results_of_a_run_are_noted_with_what_they_were_made_from(tmp_path, caps
     assert notes["maps.npz"]["made_from"]["encoder.safetensors"] == weights
     runs.say_misfits(tmp_path)
     assert capsys.readouterr().err == ""
+    before = (tmp_path / "maps.npz").read_bytes()
+    (tmp_path / "maps.npz").write_bytes(b"by other hands")
+    runs.say_misfits(tmp_path)
+    assert "maps.npz made from other data or weights than there are now, or changed" in (
+        capsys.readouterr().err
+    )
+    (tmp_path / "maps.npz").write_bytes(before)
     (tmp_path / "maps.npz").unlink()
     save_weights(tmp_path / "encoder.safetensors", nn.Linear(3, 2))  # another one
     runs.say_misfits(tmp_path)
