@@ -52,6 +52,7 @@ LIMITS = {  # smallest and largest, by the last word of a parameter's name
     "TEMPERATURE": (0.001, 1000), "TEST": (0.001, 0.999), "VALIDATION": (0, 0.999),
     "THRESHOLD": (0.001, 1), "LABELS": (0.001, 1),
 }  # fmt: skip
+GIVEN = ("RUN", "START_FROM")  # parameters that are for those who open a lesson by hand
 ABOUT_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS)
 NOTEBOOKS = ROOT / "notebooks"
 PRESETS = ROOT / "presets"
@@ -244,7 +245,7 @@ def _settings(arguments: argparse.Namespace, parameters: dict[Path, dict]) -> di
         require_value(name, value, literals[name])
         if name.endswith("VIEWS"):  # said now, and not hours later
             require_views(name, value)
-        if name in ("RUN", "START_FROM"):
+        if name in GIVEN:
             raise UsageError(f"{name} is set by this command: give --out for the run's folder")
     settings |= {"RUN": str(Path(arguments.out).resolve()), "START_FROM": "run"}
     if arguments.data:
@@ -294,9 +295,12 @@ def pretrain(arguments: argparse.Namespace) -> int:
     p = {**first, **third, **_settings(arguments, parameters)}
     run = run_folder(p["RUN"])
     world = arguments.devices * arguments.num_nodes
-    if world < 1 or p["PRETRAIN_BATCH"] < 2 or p["PRETRAIN_BATCH"] % world:
+    if min(arguments.devices, arguments.num_nodes) < 1:
+        raise UsageError("--devices and --num-nodes: give at least 1")
+    if p["PRETRAIN_BATCH"] < 2 or p["PRETRAIN_BATCH"] % world:
         raise UsageError(
-            f"PRETRAIN_BATCH is {p['PRETRAIN_BATCH']}: {world} processes cannot share it evenly"
+            f"PRETRAIN_BATCH is {p['PRETRAIN_BATCH']}: {world} processes cannot share it evenly,"
+            " give a multiple of their number (--set)"
         )
     here = torch.cuda.device_count()
     if here and arguments.devices > here:
@@ -310,12 +314,14 @@ def pretrain(arguments: argparse.Namespace) -> int:
     parts = data.split(tiles, p["SPLIT"], **shares)
     with contextlib.ExitStack() as held:  # the lessons may be at work in this folder
         first_alone(lambda: held.enter_context(only_one(run / LESSONS)))
-        return _pretrain(p, run, tiles, parts, shares, fabric)
+        _pretrain(p, run, tiles, parts, shares, fabric)
+        fabric.print(f"lesson 03 goes on from here: crc-course run {_as_given(arguments)}")
+        return 0
 
 
 def _pretrain(
     p: dict[str, Any], run: Path, tiles: Any, parts: Any, shares: dict[str, Any], fabric: Any
-) -> int:
+) -> None:
     from crc_helpers import data, pretraining
 
     first_alone(lambda: data.remember(
@@ -333,9 +339,16 @@ def _pretrain(
         )  # fmt: skip
         fabric.print(f"{views} views: loss {log['loss'].iloc[-1]:.3f} after epoch {epochs},"
                      f" {log['pairs_per_second'].iloc[-1]:.0f} pairs/s")  # fmt: skip
-    fabric.print(f"lesson 03 goes on from here: crc-course run --out {shlex.quote(str(run))},"
-                 " with the same settings")  # fmt: skip
-    return 0
+
+
+def _as_given(arguments: argparse.Namespace) -> str:
+    """The options about lessons, to be typed again."""
+    words = ["--preset", arguments.preset, "--out", arguments.out]
+    for name, value in (("--data", arguments.data), ("--data-root", arguments.data_root)):
+        words += [name, value] if value else []
+    for pair in arguments.set:
+        words += ["--set", pair]
+    return shlex.join(words)
 
 
 def _sources() -> list[Path]:
@@ -352,6 +365,7 @@ def _execute(file: Path, out: Path, parameters: dict[str, Any]) -> int:
     from nbclient.exceptions import DeadKernelError
 
     target, unfinished = out / file.name, out / f".{file.name}"  # papermill writes in place
+    failed = out / f"{file.stem}.failed.ipynb"  # what succeeded before is kept
     try:
         papermill.execute_notebook(
             file, unfinished, parameters, cwd=str(NOTEBOOKS), kernel_name="python3",
@@ -359,11 +373,11 @@ def _execute(file: Path, out: Path, parameters: dict[str, Any]) -> int:
             extra_arguments=["--IPKernelApp.log_level=50"],  # no tracebacks of a stopped kernel
         )  # fmt: skip
     except papermill.PapermillExecutionError as error:
-        unfinished.replace(target)
+        unfinished.replace(failed)
         if error.ename == "KeyboardInterrupt":
             raise KeyboardInterrupt from None
         said = " ".join(f"{error.ename}: {error.evalue}".split())
-        cell = f"cell {error.cell_index} of {target}"
+        cell = f"cell {error.cell_index} of {failed}"
         print(f"\n{file.stem} failed in {cell}: {said}", file=sys.stderr)
         return 2 if error.ename in ("DataError", "RunError") else 1
     except DeadKernelError:
@@ -372,8 +386,11 @@ def _execute(file: Path, out: Path, parameters: dict[str, Any]) -> int:
             " lower the batch; the same command goes on from here"
         ) from None
     unfinished.replace(target)
+    failed.unlink(missing_ok=True)
+    usual = parameters_of(file)
+    changed = {k: v for k, v in parameters.items() if v != usual[k] and k not in GIVEN}
     with atomic_path(target.with_suffix(".html")) as temporary:
-        temporary.write_text(page(target), encoding="utf-8")
+        temporary.write_text(page(target, changed), encoding="utf-8")
     return 0
 
 
@@ -457,18 +474,30 @@ def drop_widgets(notebook: Any) -> Any:
     return notebook
 
 
-def page(notebook: Path) -> str:
+def page(notebook: Path, changed: dict[str, Any] | None = None) -> str:
     """An executed notebook as one HTML file, to be read offline: of all that it could load, only
     MathJax, which sets the formulas, is left.
+
+    changed: the parameters that are not the published run's; the page says that it is another run.
     """
     from nbconvert import HTMLExporter
 
+    content = drop_widgets(nbformat.read(notebook, as_version=4))
+    if changed:
+        said = (f"{name} = {value!r}".replace("`", "'") for name, value in changed.items())
+        settings = ", ".join(f"`{one}`" for one in said)
+        content.cells.insert(0, nbformat.v4.new_markdown_cell(
+            f"> **A run of its own**, with {settings}. The printed numbers and the figures are this"
+            " run's. The text (*What to see*) describes the run that the course is published with:"
+            " its numbers are others, and so may be what there is to see."))  # fmt: skip
     remote = ("require_js_url", "mermaid_js_url", "mermaid_layout_elk_js_url", "jquery_url")
     exporter = HTMLExporter(embed_images=True, **dict.fromkeys(remote, ""))
     html, _ = exporter.from_notebook_node(
-        drop_widgets(nbformat.read(notebook, as_version=4)),
-        {"metadata": {"name": notebook.stem, "path": str(notebook.parent)}},
+        content, {"metadata": {"name": notebook.stem, "path": str(notebook.parent)}}
     )
+    # The next lesson is a page beside this one; what lies beside the notebooks is in the checkout.
+    html = re.sub(r'href="(\d\d_\w+)\.ipynb"', r'href="\1.html"', html)
+    html = html.replace('href="../', f'href="{os.path.relpath(ROOT, notebook.parent)}/')
     return html.replace('<script src=""></script>', "")
 
 
@@ -486,6 +515,8 @@ def data(arguments: argparse.Namespace) -> int:
     plan = {k: v for k, v in given.items() if v is not None}
     if plan and arguments.name != "synthetic":
         raise UsageError(f"--{next(iter(plan))}: for synthetic tiles only")
+    if "strength" in plan and "shortcut" not in plan:
+        raise UsageError("--strength is that of a --shortcut: name one, ink or stain")
     if arguments.action == "check":
         sheet = Path(arguments.out or f"{arguments.name}_contact_sheet.png")
         tiles = load_tiles(arguments.name, arguments.data_root, **plan)
@@ -502,6 +533,8 @@ def study(arguments: argparse.Namespace) -> int:
     """Measure what is missing of a study, a row a run, into `studies/NAME_DATA.csv`."""
     from crc_helpers import studies
 
+    if arguments.seeds < 1:
+        raise UsageError(f"--seeds {arguments.seeds}: give at least 1")
     folder = Path(arguments.out) if arguments.out else studies.FOLDER
     root = str(Path(arguments.data_root).resolve()) if arguments.data_root else None
     recipe, usual = {}, {k: v for k, v in vars(studies.Recipe()).items() if k != "views"}

@@ -106,6 +106,11 @@ def load_tiles(
     Raises DataError, one line, for anything that is wrong with the data.
     """
     if name == "synthetic":
+        if root is not None:
+            raise DataError(
+                f"{root}: synthetic tiles are drawn and come from no folder; say which data it is"
+                " (--data folder, or mhist for what `data prepare synthetic` wrote)"
+            )
         plan = {"n": n, "seed": seed, "shortcut": shortcut, "strength": strength}
         plan |= {"scanner": scanner}
         folder, about = _synthetic(plan, classes, size, mpp or 448 / size, cache)
@@ -522,9 +527,14 @@ def _require_parts(tiles: Tiles, parts: Split, validation: float, batch_size: in
         here = np.unique(tiles.labels[getattr(parts, part)])
         missing = [c for i, c in enumerate(tiles.class_names) if i not in here]
         if missing:
+            own = tiles.labels == tiles.class_names.index(missing[0])
+            n, groups = int(own.sum()), len(np.unique(tiles.groups[own])) if parts.grouped else 0
+            count = f"{n:,} tile{'s' * (n != 1)}"
+            if groups:  # which no split may tear apart
+                count += f" in {groups:,} group{'s' * (groups != 1)} (slides or cases)"
             raise DataError(
-                f"{tiles.name}: no tile of class {missing[0]!r} in {part}; "
-                "add tiles (or groups), or change the fractions"
+                f"{tiles.name}: no tile of class {missing[0]!r} in {part}; it has {count}: add"
+                " some, or change the shares TEST and VALIDATION"
             )
     if parts.grouped:
         seen = np.concatenate([parts.pretraining, parts.val])

@@ -263,6 +263,8 @@ def read_table(
             raise DataError(
                 f"{path}: column {title!r} {problem}, expected once and found "
                 f"{titles}; correct the header line"
+                + ", with commas between the columns"
+                * any(";" in str(t) for t in titles)
             )
     if table.empty:
         raise DataError(f"{path}: holds a header but no rows; expected one row a tile")
@@ -453,24 +455,50 @@ def _folders_folder(root: Path) -> list[str]:
     for path in root.iterdir():
         _require_text(str(path))
     return sorted(
-        path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")
+        path.name
+        for path in root.iterdir()
+        if path.is_dir() and not path.name.startswith((".", "__MACOSX"))
     )
 
 
 def _read_folder(root: Path, found: Scan) -> tuple[pd.DataFrame, list[str]]:
+    if not found.files and _scan_folder(root, ".")[0]:
+        raise DataError(f"{root}: images lie directly in it, expected <class>/*.png; give the"
+                        " folder above, or put them into one sub-folder a class")  # fmt: skip
     for name, files in found.files.items():
         if not files:
+            deeper = [p for p in (root / name).iterdir() if p.is_dir() and _scan_folder(root, p)[0]]
+            mend = (
+                f"if these are the classes, give --data-root {str(root / name)!r}"
+                if deeper
+                else "put images there (others convert to PNG), or move the folder elsewhere"
+            )
             raise DataError(
-                f"{root / name}: no image in it, expected <class>/*.png, .jpg or .tif; "
-                "put images there or remove the folder"
+                f"{root / name}: no image in it, expected <class>/*.png, .jpg or .tif; {mend}"
             )
     rows = [(f"{name}/{file}", name) for name, files in found.files.items() for file in files]
-    table, notes = pd.DataFrame(rows, columns=["id", "class"]), []
+    table = pd.DataFrame(rows, columns=["id", "class"])
     table["file"] = table["id"]
+    notes = _left_out(root, found)
     if (root / "groups.csv").exists():
-        groups, notes = _read_groups(root / "groups.csv", list(table["file"]))
+        groups, said = _read_groups(root / "groups.csv", list(table["file"]))
         table["group"] = table["file"].map(groups)
+        notes += said
     return table, notes
+
+
+def _left_out(root: Path, found: Scan) -> list[str]:
+    """What lies in the folders of classes and is no image that can be read."""
+    notes = []
+    for name in found.files:
+        others = [p for p in (root / name).iterdir() if not p.name.startswith(".")]
+        folders = sum(p.is_dir() for p in others)
+        kinds = Counter(p.suffix.lower() or "no ending" for p in others
+                        if not p.is_dir() and not p.name.lower().endswith(SUFFIXES))  # fmt: skip
+        said = [f"{n:,} files ({kind})" for kind, n in sorted(kinds.items())]
+        if said := said + [f"{folders:,} sub-folders"] * (folders > 0):
+            notes.append(f"{name}: left out, {', '.join(said)}")
+    return notes
 
 
 def _read_groups(path: Path, files: list[str]) -> tuple[pd.Series, list[str]]:

@@ -150,8 +150,10 @@ def draw_heat(
     if raw:
         shown = enlarge(torch.from_numpy(heat.cells)[None], side, smooth=False)[0]
     overlay(axes[1], heat.image, shown, top or highest, mask=mask, title=text, opacity=opacity)
-    chances = [f"p({n}) = {p:.2f}" for n, p in zip(class_names, heat.chances, strict=True)]
-    lines = ["  ".join(chances[k : k + 2]) for k in range(0, len(chances), 2)]
+    words = [shortened(n, 11) if len(class_names) > 2 else n for n in class_names]
+    chances = [f"p({n}) = {p:.2f}" for n, p in zip(words, heat.chances, strict=True)]
+    side_by_side = 1 if len(chances) == 2 and max(map(len, chances)) > 18 else 2
+    lines = ["  ".join(chances[k : k + side_by_side]) for k in range(0, len(chances), side_by_side)]
     show_tile(axes[2], heat.image, "\n".join(lines), mask)
     draw_boxes(axes[2], boxes(heat.smooth, threshold))
     notes = [f"{heat.source}, boxes above {threshold:.0%} of the maximum"]
@@ -566,6 +568,7 @@ def embedding_figure(
                   bbox_to_anchor=(1, 0.5), frameon=False, handletextpad=0)  # fmt: skip
     for place, (ax, j) in enumerate(zip(pictures, (i, *near), strict=False)):
         label = tiles.class_names[tiles.labels[j]] if tiles.labels[j] >= 0 else "no label"
+        label = shortened(label, 13)  # up to the picture beside it
         show_tile(ax, tiles.images[j], f"{place}. {label}" if place else f"this {label}")
         if tiles.groups is not None and place and tiles.groups[j] == tiles.groups[i]:
             ax.text(0.5, 0.05, "same slide", transform=ax.transAxes, ha="center", fontsize=9,

@@ -1,5 +1,7 @@
 """Every plot of the course. Functions take arrays and return the matplotlib figure."""
 
+import itertools
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -69,6 +71,12 @@ def outline(axes, mask: np.ndarray) -> None:
     axes.add_collection(lines, autolim=False)
 
 
+def wrapped(title: str, width: float) -> str:
+    """Break a title of 10 points into lines of at most `width` inches, 13 letters each."""
+    lines = (textwrap.wrap(line, max(1, int(13 * width))) or [""] for line in title.split("\n"))
+    return "\n".join(itertools.chain.from_iterable(lines))
+
+
 def tile_grid(
     images: Sequence[np.ndarray],
     titles: Sequence[str] | None = None,
@@ -78,12 +86,13 @@ def tile_grid(
 ) -> Figure:
     """Draw tiles (3, H, W) in a grid, `width` inches each, their regions outlined if given."""
     rows = -(-len(images) // columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(columns * width, rows * (width + 0.25)),
+    titles = [wrapped(title, width) for title in titles or [""] * len(images)]
+    height = width + 0.08 + 0.17 * max(title.count("\n") + 1 for title in titles)
+    figure, axes = plt.subplots(rows, columns, figsize=(columns * width, rows * height),
                                 squeeze=False)  # fmt: skip
     for i, ax in enumerate(axes.flat):
         if i < len(images):
-            show_tile(ax, images[i], titles[i] if titles else "",
-                      None if masks is None else masks[i])  # fmt: skip
+            show_tile(ax, images[i], titles[i], None if masks is None else masks[i])
         else:
             ax.set_axis_off()
     return figure
@@ -499,8 +508,9 @@ def heat_rows(
     for r, (line, image) in enumerate(zip(axes, images, strict=True)):
         mask = None if masks is None else masks[r]
         show_tile(line[0], image, "tile" if r == 0 else "", mask)
-        line[0].text(-0.05, 0.5, row_titles[r], transform=line[0].transAxes, ha="right",
-                     va="center", rotation=90, fontsize=10)  # fmt: skip
+        title = wrapped(row_titles[r], width)
+        line[0].text(-0.05, 0.5, title, transform=line[0].transAxes, ha="right", va="center",
+                     rotation=90, fontsize=10)  # fmt: skip
         for ax, (name, heat) in zip(line[1:], heats.items(), strict=True):
             pixels = cv2.resize(heat[r], image.shape[:0:-1], interpolation=cv2.INTER_LINEAR)
             overlay(ax, image, pixels, float(pixels.max()), mask=mask, title=name if r == 0 else "")

@@ -7,6 +7,7 @@ import glob
 import hashlib
 import io
 import json
+import logging
 import math
 import os
 import platform
@@ -66,6 +67,8 @@ def make_fabric(seed: int, devices: int = 1, nodes: int = 1) -> Fabric:
     `crc-course pretrain`.
     """
     seed_everything(seed, verbose=False)
+    # It repeats what `device_name` says, in red on every page.
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
     # CPU or CUDA: Apple's MPS lacks operations that the views and Grad-CAM use.
     accelerator = "cuda" if torch.cuda.is_available() else "cpu"
     precision = "bf16-mixed" if has_fast_bf16() else "32-true"
@@ -515,7 +518,8 @@ def save_checkpoint(path: Path, mark: str, **state: Any) -> None:
 
 
 def load_checkpoint(path: Path, mark: str) -> dict[str, Any] | None:
-    """Return the state saved under `mark`, or None where there is none or it is another's.
+    """Return the state saved under `mark`, or None where there is none or it is another's, which
+    is then put aside.
 
     Raises RunError for a file that is no checkpoint, or holds more than numbers and text.
     """
@@ -534,7 +538,11 @@ def load_checkpoint(path: Path, mark: str) -> dict[str, Any] | None:
         ) from None
     if theirs == mark:
         return state
-    print(f"{path.name} belongs to other settings, data or code: training starts afresh")
+    kept = path.with_name(f"{path.stem}.old{path.suffix}")
+    with writing(path):
+        path.replace(kept)  # hours of training, perhaps, and a setting forgotten
+    print(f"{path.name} belongs to other settings, data or code, and is now {kept.name}: training"
+          " starts afresh")  # fmt: skip
     return None
 
 

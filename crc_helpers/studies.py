@@ -765,7 +765,8 @@ def read(name: str, data: str = "synthetic") -> pd.DataFrame:
 def _read(file: Path) -> pd.DataFrame:
     try:
         # A commit such as 5940e75 would be read as a number, and be lost.
-        return pd.read_csv(file, dtype={"commit": str, "tiles": str})
+        table = pd.read_csv(file, dtype={"commit": str, "tiles": str})
+        return table.copy()  # in one block: pandas warns of a column added to its hundred
     except (OSError, ValueError) as error:  # ValueError: what pandas and UTF-8 raise
         raise RunError(f"{file} is no table of a study ({error}): delete or restore it") from None
 

@@ -146,8 +146,20 @@ def test_pages_are_read_offline(tmp_path):
     assert "widget-view" not in html and "widget-state" not in html and "Bar()" not in html
     remote = re.findall(r"""(?:src|href)=["'](https?://[^"']*)|import\(["'](https?:[^"']*)""", html)
     assert all("mathjax" in address.lower() for address, _ in remote) and len(remote) == 1
-    assert 'src=""' not in html
+    assert 'src=""' not in html and "A run of its own" not in html
     assert nbformat.read(tmp_path / "a.ipynb", as_version=4).cells[0].outputs  # left as it was
+
+
+def test_a_page_of_other_settings_says_so_and_links_to_what_is_there(tmp_path):
+    text = "[next](02_augmentation_gallery.ipynb) [speed](../benchmarks/SPEED.md)"
+    book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(text)])
+    nbformat.write(book, tmp_path / "a.ipynb")
+    html = course.page(tmp_path / "a.ipynb", {"SEED": 7, "DATA_ROOT": "`<script>"})
+    assert html.index("A run of its own") < html.index(">next<")
+    assert "SEED = 7" in html and "'&lt;script&gt;" in html
+    assert 'href="02_augmentation_gallery.html"' in html
+    there = re.search(r'href="([^"]*/benchmarks/SPEED.md)"', html)[1]
+    assert (tmp_path / there).resolve() == ROOT / "benchmarks" / "SPEED.md"
 
 
 def test_doctor_ends_in_ok_here(capsys):

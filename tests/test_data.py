@@ -378,6 +378,7 @@ def test_folder_groups(tmp_path):
         (["file,group", "/etc/0.png,s1"], ["line 2", "/etc/0.png", "leaves"]),
         (["file,group", "benign/0.png,s1", "benign/0.png,s1"], ["line 3", "twice"]),
         (["file,slide", "benign/0.png,s1"], ["'group'", "missing"]),
+        (["file;group", "benign/0.png;s1"], ["'file'", "missing", "with commas between"]),
         (["file,group", "benign/0.png,", "benign/1.png,a", "m/0.png,b"], ["groups.csv"]),
     ],
 )
@@ -391,7 +392,24 @@ def test_folder_without_images(tmp_path):
     refused(lambda: load_tiles("folder", tmp_path), str(tmp_path), "no image")
     make_folder(tmp_path / "f")
     (tmp_path / "f" / "empty").mkdir()
-    refused(lambda: load_tiles("folder", tmp_path / "f"), "empty", "no image", "remove")
+    refused(lambda: load_tiles("folder", tmp_path / "f"), "empty", "no image", "elsewhere")
+    (tmp_path / "f" / "empty").rmdir()
+    make_folder(tmp_path / "f" / "deeper")
+    words = ["deeper: no image", f"--data-root '{tmp_path / 'f' / 'deeper'}'"]
+    refused(lambda: load_tiles("folder", tmp_path / "f"), *words)
+    refused(lambda: load_tiles("folder", tmp_path / "f" / "benign"), "directly in it")
+
+
+def test_what_a_folder_holds_besides_is_said(tmp_path):
+    root = make_folder(tmp_path / "f")
+    (root / "__MACOSX" / "x").mkdir(parents=True)
+    (root / "benign" / "patient 1").mkdir()
+    for name in ("a.webp", "b.WEBP", "notes.txt", ".DS_Store"):
+        (root / "benign" / name).touch()
+    tiles = load_tiles("folder", root, size=16)
+    assert tiles.class_names == ("benign", "malignant")
+    said = "benign: left out, 1 files (.txt), 2 files (.webp), 1 sub-folders"
+    assert said in tiles.notes
 
 
 def test_one_class_only(tmp_path):
@@ -731,9 +749,9 @@ def test_split_refuses():
     with pytest.raises(ValueError, match="fractions"):
         split(tiles, test=0)
     refused(lambda: split(tiles, batch_size=1000), "fake", "fewer than a batch of 1000", "smaller")
-    refused(lambda: split(fake_tiles([0] * 20 + [1])), "'SSA'", "in val", "add tiles")
+    refused(lambda: split(fake_tiles([0] * 20 + [1])), "'SSA'", "in val", "TEST and VALIDATION")
     everything_in_one = np.full(len(LABELS), "g")
-    refused(lambda: split(fake_tiles(LABELS, everything_in_one)), "'HP'", "groups")
+    refused(lambda: split(fake_tiles(LABELS, everything_in_one)), "'HP'", "1 group (")
     half = np.where(np.arange(len(LABELS)) % 2, "test", "train")
     refused(lambda: split(fake_tiles(LABELS, GROUPS, half)), "group 'g", "in train and in test")
     only_train = np.full(len(LABELS), "train")

@@ -25,6 +25,19 @@ def test_tiles_take_their_masks_as_one_array():
     assert min(outlined) > 0
 
 
+def test_long_names_of_classes_are_broken_and_leave_room_for_the_tiles():
+    title = "truth Adenocarcinoma, said Low-grade IN"
+    tiles, heats = np.zeros((2, 3, 32, 32), np.uint8), np.ones((2, 6, 6), np.float32)
+    for figure in (figures.heat_rows(tiles, {"Grad-CAM": heats, "edges": heats}, [title] * 2),
+                   figures.tile_grid(tiles, [title] * 2)):  # fmt: skip
+        figure.canvas.draw()
+        first = figure.axes[0]
+        room = first.get_window_extent().width / figure.dpi
+        words = [t for t in (*first.texts, first.title) if "truth" in t.get_text()]
+        plt.close(figure)
+        assert room > 1.3 and words[0].get_text().count("\n") == 1
+
+
 def test_colours_that_do_not_vary_are_drawn_all_the_same():
     features = np.random.default_rng(0).random((12, 15))
     features[:, 3] = 1.0  # all tiles show some glass

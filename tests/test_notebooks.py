@@ -429,6 +429,8 @@ def test_failing_lesson_stops_the_run_with_its_cell_and_message(ci_run, tmp_path
     assert main(arguments) == 1
     error = capsys.readouterr().err
     assert "01_data_exploration failed in cell" in error and "sideways" in error
+    assert (tmp_path / "bad" / "01_data_exploration.failed.ipynb").is_file()
+    assert not (tmp_path / "bad" / "01_data_exploration.ipynb").exists()
     assert not (tmp_path / "bad" / "02_augmentation_gallery.html").exists()
 
 

@@ -384,7 +384,8 @@ def test_a_checkpoint_of_other_settings_is_left_aside(coloured_tiles, fabric, tm
     second = train(coloured_tiles, fabric, checkpoint=checkpoint, mark="b", epochs=2)
     assert "run.ckpt belongs to other settings" in capsys.readouterr().out
     assert_same(second, train(coloured_tiles, fabric, epochs=2))
-    assert load_checkpoint(checkpoint, "a") is None  # and its place is taken
+    kept = load_checkpoint(tmp_path / "run.old.ckpt", "a")
+    assert [row["epoch"] for row in kept["rows"]] == [1]
 
 
 def test_numbers_of_numpy_in_the_log_do_not_spoil_the_checkpoint(coloured_tiles, fabric, tmp_path):
