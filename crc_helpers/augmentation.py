@@ -56,6 +56,13 @@ GENTLE = replace(TISSUE, crop=(0.6, 1.0), stain=0.2, grayscale=0.0, blur=0.0)
 VIEWS: Mapping[str, Views] = {"paper": PAPER, "tissue": TISSUE, "gentle": GENTLE}
 
 
+def require_views(parameter: str, *names: str) -> None:
+    """Raise ValueError for a name that is none of VIEWS, said to be a parameter's."""
+    for name in names:
+        if name not in VIEWS:
+            raise ValueError(f"{parameter} has {name!r}: choose some of {', '.join(VIEWS)}")
+
+
 @dataclass(frozen=True)
 class Parameters:
     """What was drawn for N views; every field has N rows."""

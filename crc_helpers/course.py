@@ -158,6 +158,8 @@ def _run(
     record = out / "lessons.json"
     done = _done(record)
     code = fingerprint(code={f.name: f.read_text(encoding="utf-8") for f in _sources()})
+    usual = {name: value for literals in parameters.values() for name, value in literals.items()}
+    changed = {k: v for k, v in settings.items() if v != usual[k] and k not in GIVEN}
     mark = fingerprint(data=data)
     for file, literals in parameters.items():
         mine = {name: settings[name] for name in literals if name in settings}
@@ -176,7 +178,7 @@ def _run(
                 continue
             print(f"{file.stem}: {changed} is not what it left, so it is run again")
         start, there = time.perf_counter(), _artefacts(out)
-        if status := _execute(file, out, mine):
+        if status := _execute(file, out, mine, changed):
             return status
         left = {name: file_hash(out / name)
                 for name, when in _artefacts(out).items() if there.get(name) != when}  # fmt: skip
@@ -244,7 +246,12 @@ def _settings(arguments: argparse.Namespace, parameters: dict[Path, dict]) -> di
     for name, value in settings.items():
         require_value(name, value, literals[name])
         if name.endswith("VIEWS"):  # said now, and not hours later
-            require_views(name, value)
+            from crc_helpers.augmentation import require_views
+
+            try:
+                require_views(name, *([value] if isinstance(value, str) else value))
+            except ValueError as error:
+                raise UsageError(str(error)) from None
         if name in GIVEN:
             raise UsageError(f"{name} is set by this command: give --out for the run's folder")
     settings |= {"RUN": str(Path(arguments.out).resolve()), "START_FROM": "run"}
@@ -253,15 +260,6 @@ def _settings(arguments: argparse.Namespace, parameters: dict[Path, dict]) -> di
     if root := arguments.data_root or settings.get("DATA_ROOT"):
         settings["DATA_ROOT"] = str(Path(str(root)).resolve())  # lessons run in another folder
     return settings
-
-
-def require_views(name: str, value: str | Sequence[str]) -> None:
-    """Raise UsageError for a name of views, or one in a list, that is none."""
-    from crc_helpers.augmentation import VIEWS
-
-    for views in [value] if isinstance(value, str) else value:
-        if views not in VIEWS:
-            raise UsageError(f"{name} has {views!r}: choose some of {', '.join(VIEWS)}")
 
 
 def require_value(name: str, value: Any, usual: Any) -> None:
@@ -360,7 +358,7 @@ def _code_of(notebook: Path) -> list[str]:
     return [cell.source for cell in cells if cell.cell_type == "code"]
 
 
-def _execute(file: Path, out: Path, parameters: dict[str, Any]) -> int:
+def _execute(file: Path, out: Path, parameters: dict[str, Any], changed: dict[str, Any]) -> int:
     import papermill
     from nbclient.exceptions import DeadKernelError
 
@@ -387,8 +385,6 @@ def _execute(file: Path, out: Path, parameters: dict[str, Any]) -> int:
         ) from None
     unfinished.replace(target)
     failed.unlink(missing_ok=True)
-    usual = parameters_of(file)
-    changed = {k: v for k, v in parameters.items() if v != usual[k] and k not in GIVEN}
     with atomic_path(target.with_suffix(".html")) as temporary:
         temporary.write_text(page(target, changed), encoding="utf-8")
     return 0

@@ -467,7 +467,9 @@ def _read_folder(root: Path, found: Scan) -> tuple[pd.DataFrame, list[str]]:
                         " folder above, or put them into one sub-folder a class")  # fmt: skip
     for name, files in found.files.items():
         if not files:
-            deeper = [p for p in (root / name).iterdir() if p.is_dir() and _scan_folder(root, p)[0]]
+            deeper = any(
+                p.is_dir() and _scan_folder(root, str(p))[0] for p in (root / name).iterdir()
+            )
             mend = (
                 f"if these are the classes, give --data-root {str(root / name)!r}"
                 if deeper
@@ -495,9 +497,11 @@ def _left_out(root: Path, found: Scan) -> list[str]:
         folders = sum(p.is_dir() for p in others)
         kinds = Counter(p.suffix.lower() or "no ending" for p in others
                         if not p.is_dir() and not p.name.lower().endswith(SUFFIXES))  # fmt: skip
-        said = [f"{n:,} files ({kind})" for kind, n in sorted(kinds.items())]
-        if said := said + [f"{folders:,} sub-folders"] * (folders > 0):
-            notes.append(f"{name}: left out, {', '.join(said)}")
+        if folders:
+            kinds["folder"] = folders
+        if kinds:
+            said = ", ".join(f"{n:,} × {kind}" for kind, n in sorted(kinds.items()))
+            notes.append(f"{name}: left out {said}")
     return notes
 
 

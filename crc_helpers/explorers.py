@@ -568,8 +568,8 @@ def embedding_figure(
                   bbox_to_anchor=(1, 0.5), frameon=False, handletextpad=0)  # fmt: skip
     for place, (ax, j) in enumerate(zip(pictures, (i, *near), strict=False)):
         label = tiles.class_names[tiles.labels[j]] if tiles.labels[j] >= 0 else "no label"
-        label = shortened(label, 13)  # up to the picture beside it
-        show_tile(ax, tiles.images[j], f"{place}. {label}" if place else f"this {label}")
+        title = f"{place}. {label}" if place else f"this {label}"
+        show_tile(ax, tiles.images[j], shortened(title, 13))  # up to the picture beside it
         if tiles.groups is not None and place and tiles.groups[j] == tiles.groups[i]:
             ax.text(0.5, 0.05, "same slide", transform=ax.transAxes, ha="center", fontsize=9,
                     bbox={"facecolor": "white", "pad": 1, "linewidth": 0})  # fmt: skip
@@ -662,14 +662,15 @@ def threshold_figure(
     counts = np.array([[((labels == t) & (said == p)).sum() for p in (0, 1)] for t in (0, 1)])
     recall, specificity = (counts[c, c] / max(counts[c].sum(), 1) for c in (1, 0))
     called, right = counts[:, 1].sum(), int(np.trace(counts))
-    above = (0.1, 0.6, 0.27, 0.34), (0.54, 0.6, 0.25, 0.34)
+    above = (0.12, 0.6, 0.25, 0.34), (0.54, 0.6, 0.25, 0.34)
     figure, axes = fixed_axes(6, [*above, (0.1, 0.1, 0.38, 0.36), (0.6, 0.1, 0.38, 0.36)])
-    draw_confusion(axes[0], counts, class_names)
+    first, second = (shortened(name, 6) for name in class_names)  # up to the axes on the left
+    draw_confusion(axes[0], counts, (first, second))
     shares = {
         "accuracy": (right, len(labels)),
-        f"recall {class_names[1]}": (counts[1, 1], counts[1].sum()),
-        f"recall {class_names[0]}": (counts[0, 0], counts[0].sum()),
-        f"precision {class_names[1]}": (counts[1, 1], called),
+        f"recall {second}": (counts[1, 1], counts[1].sum()),
+        f"recall {first}": (counts[0, 0], counts[0].sum()),
+        f"precision {second}": (counts[1, 1], called),
     }
     for row, (k, n) in enumerate(shares.values()):
         low, high = wilson_interval(int(k), int(n))
@@ -688,7 +689,7 @@ def threshold_figure(
         axes[1].text(1.04, 4, f"{there:.2f} [{low:.2f}, {high:.2f}]", va="center", fontsize=10)
     axes[1].set(xlim=(0, 1), title=f"threshold {threshold:.2f}", xticks=(0, 0.5, 1),
                 xlabel="Wilson intervals: tiles as if independent")  # fmt: skip
-    there = f"precision where\n{prevalence:.0%} are {class_names[1]}"
+    there = f"precision where\n{prevalence:.0%} are {second}"
     axes[1].set_yticks(range(5), [*shares, there])
     axes[1].invert_yaxis()
     fpr, tpr, _ = roc_curve(labels, score)

@@ -1,6 +1,5 @@
 """Every plot of the course. Functions take arrays and return the matplotlib figure."""
 
-import itertools
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -72,9 +71,10 @@ def outline(axes, mask: np.ndarray) -> None:
 
 
 def wrapped(title: str, width: float) -> str:
-    """Break a title of 10 points into lines of at most `width` inches, 13 letters each."""
-    lines = (textwrap.wrap(line, max(1, int(13 * width))) or [""] for line in title.split("\n"))
-    return "\n".join(itertools.chain.from_iterable(lines))
+    """Break a title, bold, of 10 points, into lines of at most `width` inches: 11 letters each."""
+    letters = int(11 * width)
+    return "\n".join(textwrap.fill(line, letters, break_on_hyphens=False)
+                     for line in title.split("\n"))  # fmt: skip
 
 
 def tile_grid(
@@ -449,7 +449,9 @@ def explanations(images, heats, boxes, titles, masks=None, width: float = 2.3) -
     (left, right) a tile, masks (N, H, W) outlined where given. The first half goes to the left.
     """
     vmax, rows = float(np.max(heats)), -(-len(images) // 2)
-    size = (6 * width + 1.4, rows * (width + 0.3))
+    titles = [[wrapped(title, width) for title in pair] for pair in titles]
+    more = max(title.count("\n") for pair in titles for title in pair)  # lines than one
+    size = (6 * width + 1.4, rows * (width + 0.3 + 0.17 * more))
     figure, axes = plt.subplots(rows, 6, figsize=size, squeeze=False)
     for ax in axes.flat:
         ax.set_axis_off()
@@ -503,14 +505,15 @@ def heat_rows(
 
     Each map is on its own scale, as maps of different methods have different units.
     """
-    size = (width * (len(heats) + 1) + 0.3, (width + 0.12) * len(images) + 0.2)
+    row_titles = [wrapped(title, width) for title in row_titles]
+    lines = 1 + max(title.count("\n") for title in row_titles)
+    size = (width * (len(heats) + 1) + 0.13 + 0.17 * lines, (width + 0.12) * len(images) + 0.2)
     figure, axes = plt.subplots(len(images), len(heats) + 1, figsize=size, squeeze=False)
     for r, (line, image) in enumerate(zip(axes, images, strict=True)):
         mask = None if masks is None else masks[r]
         show_tile(line[0], image, "tile" if r == 0 else "", mask)
-        title = wrapped(row_titles[r], width)
-        line[0].text(-0.05, 0.5, title, transform=line[0].transAxes, ha="right", va="center",
-                     rotation=90, fontsize=10)  # fmt: skip
+        line[0].text(-0.05, 0.5, row_titles[r], transform=line[0].transAxes, ha="right",
+                     va="center", rotation=90, fontsize=10)  # fmt: skip
         for ax, (name, heat) in zip(line[1:], heats.items(), strict=True):
             pixels = cv2.resize(heat[r], image.shape[:0:-1], interpolation=cv2.INTER_LINEAR)
             overlay(ax, image, pixels, float(pixels.max()), mask=mask, title=name if r == 0 else "")

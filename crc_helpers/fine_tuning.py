@@ -35,6 +35,7 @@ from crc_helpers.runs import (
     load_checkpoint,
     memory_kept,
     one_writer,
+    put_aside,
     randomness,
     restore,
     save_checkpoint,
@@ -93,7 +94,7 @@ def fine_tune(
     data = " ".join(map(content_hash, used)) if checkpoint else ""
     state = load_checkpoint(checkpoint, mark) if checkpoint else None
     if state and state.get("data") != data:
-        print(f"{checkpoint.name} belongs to other tiles or labels: training starts afresh")
+        put_aside(checkpoint, "other tiles or labels")
     elif state:
         best = state.get("best")
         # It is loaded at the end: what does not fit must be said before hours of training.

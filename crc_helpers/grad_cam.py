@@ -35,7 +35,7 @@ def captured(module: nn.Module) -> Iterator[list[Tensor]]:
     """
     outputs: list[Tensor] = []
 
-    def keep(_: nn.Module, _inputs: tuple, output: Tensor) -> Tensor:
+    def keep(_module: nn.Module, _inputs: tuple, output: Tensor) -> Tensor:
         if not isinstance(output, Tensor):
             raise ValueError(
                 f"layer {type(module).__name__} gives a {type(output).__name__}: Grad-CAM needs one"

@@ -15,7 +15,7 @@ from lightning.fabric import Fabric
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from crc_helpers.augmentation import VIEWS, Views, shrink, two_views
+from crc_helpers.augmentation import VIEWS, Views, require_views, shrink, two_views
 from crc_helpers.models import Encoder, ProjectionHead, evaluating, synchronise_statistics
 from crc_helpers.runs import (
     atomic_path,
@@ -387,8 +387,7 @@ def pretrain_encoder(
     Lesson 03 and `crc-course pretrain` both call this: each goes on from what the other has left.
     Raises ValueError for unknown views, and what `pretrain` raises.
     """
-    if views not in VIEWS:
-        raise ValueError(f"VIEWS has {views!r}: choose some of {', '.join(VIEWS)}")
+    require_views("VIEWS", views)
     torch.manual_seed(seed)
     encoder = Encoder(backbone)
     images = tiles.images.pick(index)

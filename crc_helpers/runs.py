@@ -538,12 +538,19 @@ def load_checkpoint(path: Path, mark: str) -> dict[str, Any] | None:
         ) from None
     if theirs == mark:
         return state
+    put_aside(path, "other settings, data or code")
+    return None
+
+
+def put_aside(path: Path, owner: str) -> None:
+    """Rename a checkpoint that training cannot go on from to `NAME.old.ckpt`, and say so.
+
+    It may be hours of training, and the fault a setting that was forgotten.
+    """
     kept = path.with_name(f"{path.stem}.old{path.suffix}")
     with writing(path):
-        path.replace(kept)  # hours of training, perhaps, and a setting forgotten
-    print(f"{path.name} belongs to other settings, data or code, and is now {kept.name}: training"
-          " starts afresh")  # fmt: skip
-    return None
+        path.replace(kept)
+    print(f"{path.name} belongs to {owner}, and is now {kept.name}: training starts afresh")
 
 
 def restore(path: Path, state: dict[str, Any], **parts: Any) -> list[dict[str, Any]]:

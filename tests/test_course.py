@@ -277,8 +277,9 @@ def test_recall_says_which_lesson_is_missing(tmp_path):
 def test_a_lesson_runs_again_where_the_data_has_changed(folder_of_tiles, tmp_path, monkeypatch):
     ran = []
 
-    def execute(file, out, _parameters):
+    def execute(file, out, _parameters, changed):
         ran.append(file.stem)
+        assert changed == {"DATA": "folder", "DATA_ROOT": str(folder_of_tiles)}
         (out / file.name).write_text("{}")
         return 0
 

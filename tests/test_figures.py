@@ -28,14 +28,21 @@ def test_tiles_take_their_masks_as_one_array():
 def test_long_names_of_classes_are_broken_and_leave_room_for_the_tiles():
     title = "truth Adenocarcinoma, said Low-grade IN"
     tiles, heats = np.zeros((2, 3, 32, 32), np.uint8), np.ones((2, 6, 6), np.float32)
-    for figure in (figures.heat_rows(tiles, {"Grad-CAM": heats, "edges": heats}, [title] * 2),
-                   figures.tile_grid(tiles, [title] * 2)):  # fmt: skip
-        figure.canvas.draw()
-        first = figure.axes[0]
-        room = first.get_window_extent().width / figure.dpi
-        words = [t for t in (*first.texts, first.title) if "truth" in t.get_text()]
-        plt.close(figure)
-        assert room > 1.3 and words[0].get_text().count("\n") == 1
+    large, boxes = np.ones((2, 32, 32), np.float32), [[], []]
+    with plt.rc_context():
+        figures.set_style()  # as lessons do
+        drawn = (figures.heat_rows(tiles, {"Grad-CAM": heats, "edges": heats}, [title] * 2),
+                 figures.tile_grid(tiles, [title] * 2),
+                 figures.explanations(tiles, large, boxes, [(title, title)] * 2))  # fmt: skip
+        for figure in drawn:
+            figure.canvas.draw()
+            first = figure.axes[0]
+            room = first.get_window_extent()
+            (words,) = (t for t in (*first.texts, first.title) if "truth" in t.get_text())
+            text = words.get_window_extent()
+            plt.close(figure)
+            assert room.width / figure.dpi > 1.8 and words.get_text().count("\n") == 1
+            assert min(text.width, text.height) < max(text.width, text.height) <= room.width
 
 
 def test_colours_that_do_not_vary_are_drawn_all_the_same():

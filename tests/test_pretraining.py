@@ -386,6 +386,7 @@ def test_a_checkpoint_of_other_settings_is_left_aside(coloured_tiles, fabric, tm
     assert_same(second, train(coloured_tiles, fabric, epochs=2))
     kept = load_checkpoint(tmp_path / "run.old.ckpt", "a")
     assert [row["epoch"] for row in kept["rows"]] == [1]
+    assert load_checkpoint(checkpoint, "a") is None  # and its place is taken
 
 
 def test_numbers_of_numpy_in_the_log_do_not_spoil_the_checkpoint(coloured_tiles, fabric, tmp_path):

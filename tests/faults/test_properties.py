@@ -283,7 +283,10 @@ def test_labels_that_changed_are_not_gone_on_with(coloured_tiles, fabric, tmp_pa
 
     train(labels)
     train(1 - labels)
-    assert "belongs to other tiles or labels: training starts afresh" in capsys.readouterr().out
+    said = (
+        "run.ckpt belongs to other tiles or labels, and is now run.old.ckpt: training starts afresh"
+    )
+    assert said in capsys.readouterr().out and (tmp_path / "run.old.ckpt").is_file()
 
 
 def test_a_collapsed_encoder_is_reported(coloured_tiles, fabric, capsys):
