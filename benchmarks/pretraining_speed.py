@@ -10,6 +10,8 @@ course), read from the store, the lesson's own loop. limit: our loop on views th
 
 import os
 import tempfile
+from collections import deque
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -21,6 +23,7 @@ from lightly.loss import NTXentLoss
 from lightly.models.modules import SimCLRProjectionHead
 from lightly.transforms import SimCLRTransform
 from torch import nn
+from torch.utils.data import ConcatDataset
 
 from crc_helpers import data, models, pretraining, runs
 from crc_helpers.augmentation import VIEWS
@@ -36,10 +39,20 @@ SETTINGS = {
 }  # fmt: skip
 
 
-def lightly_recipe(
-    backbone: str, size: int, batch: int, folder: Path, fabric, precision: torch.dtype
-):
+def lightly_recipe(backbone, size, batch, folder, fabric, precision):
     """One epoch over a folder of PNG files as lightly's SimCLR tutorial trains."""
+    steps = lightly_steps(backbone, size, batch, folder, fabric, precision)
+    return lambda: deque(steps(), maxlen=0)
+
+
+def lightly_steps(
+    backbone: str, size: int, batch: int, folder: Path, fabric, precision: torch.dtype,
+    repeats: int = 1,
+) -> Callable[[], Iterator[None]]:
+    """Return a function that yields after each training step of an epoch over the files.
+
+    repeats: how often each file is in that epoch.
+    """
     encoder = models.Encoder(backbone)
     model = nn.Sequential(encoder, SimCLRProjectionHead(encoder.dim, encoder.dim, 128))
     model = model.to(fabric.device)
@@ -47,13 +60,13 @@ def lightly_recipe(
     criterion = NTXentLoss()
     dataset = LightlyDataset(str(folder), transform=SimCLRTransform(input_size=size))
     loader = torch.utils.data.DataLoader(
-        dataset, batch_size=batch, shuffle=True, drop_last=True, num_workers=os.cpu_count(),
-        persistent_workers=True, pin_memory=GPU,
+        ConcatDataset([dataset] * repeats), batch_size=batch, shuffle=True, drop_last=True,
+        num_workers=os.cpu_count(), persistent_workers=True, pin_memory=GPU,
     )  # fmt: skip
 
     kind = fabric.device.type
 
-    def epoch() -> None:
+    def epoch() -> Iterator[None]:
         model.train()
         for (v1, v2), _, _ in loader:
             with torch.autocast(kind, precision, enabled=precision != torch.float32):
@@ -63,6 +76,7 @@ def lightly_recipe(
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
+            yield
 
     return epoch
 
