@@ -25,7 +25,7 @@ from safetensors.torch import save_file
 from test_data import HEADER, ROWS, make_folder, make_mhist
 from torch import nn
 
-from crc_helpers import data, figures, pretraining, runs
+from crc_helpers import data, figures, pretraining
 from crc_helpers.augmentation import VIEWS
 from crc_helpers.course import check as data_check
 from crc_helpers.course.cli import main
