@@ -280,7 +280,7 @@ def test_two_processes_and_one_write_the_same_bytes(written, tmp_path, monkeypat
 
     again = tmp_path / "again"
     draw_all = write.draw_all
-    monkeypatch.setattr(write, "draw_all", partial(draw_all, processes=1))
+    monkeypatch.setattr(drawn, "draw_all", partial(draw_all, processes=1))
     drawn.write_synthetic(again, 20, size=96, seed=3)
     files = sorted(p.relative_to(written) for p in written.rglob("*") if p.is_file())
     assert files == sorted(p.relative_to(again) for p in again.rglob("*") if p.is_file())
@@ -299,7 +299,7 @@ def test_writing_is_all_or_nothing(tmp_path, monkeypatch):
     def fail(*_args, **_kw):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(write, "draw_all", fail)
+    monkeypatch.setattr(drawn, "draw_all", fail)
     with pytest.raises(DataError, match=r"No space left.*choose another --out"):
         drawn.write_synthetic(tmp_path / "tissue", 12)
     assert list(tmp_path.glob("[!.]*")) == []  # but for the lock

@@ -119,7 +119,7 @@ def test_what_the_system_refuses_is_said_with_its_own_advice(error, words, capsy
     def fail(_arguments):
         raise error
 
-    monkeypatch.setattr(doctor, "doctor", fail)
+    monkeypatch.setattr(course_cli, "doctor", fail)
     assert main(["doctor"]) == 2
     said = capsys.readouterr().err
     assert words in said and len(said.strip().splitlines()) == 1 and said.strip().isprintable()
@@ -307,7 +307,7 @@ def test_a_folder_and_a_cache_are_those_of_where_one_stands(tmp_path, monkeypatc
     assert course_settings.lesson_settings(given, parameters)["DATA_ROOT"] == str(
         tmp_path / "tiles"
     )
-    monkeypatch.setattr(course_run, "run", lambda _: 0)
+    monkeypatch.setattr(course_cli, "run", lambda _: 0)
     assert main(["run"]) == 0 and os.environ["CRC_HELPERS_CACHE"] == str(tmp_path / "mine")
 
 

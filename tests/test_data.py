@@ -17,12 +17,12 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from crc_helpers import data
 from crc_helpers.course import check as data_check
 from crc_helpers.course.check import check, prepare
 from crc_helpers.data import Split, Tiles, load_tiles, split, watched
 from crc_helpers.sources import cache as tile_cache
 from crc_helpers.sources import drawn, ebhi
+from crc_helpers.sources import files as data_files
 from crc_helpers.sources import images as image_reader
 from crc_helpers.sources import store as tile_store
 from crc_helpers.sources.base import DataError
@@ -614,7 +614,7 @@ def test_cache_notices_a_change(tmp_path, cache, monkeypatch, change):
         files = [f"{path.parent.name}/{path.name},s" for path in root.glob("*/*.png")]
         (root / "groups.csv").write_text("\n".join(["file,group", *files]))
     elif change == "code":
-        monkeypatch.setattr(files, "code_of", lambda module: "edited")
+        monkeypatch.setattr(data_files, "code_of", lambda module: "edited")
     load_tiles("folder", root, size=8 if change == "size" else 16)
     assert len(visible(cache)) == 2
 
@@ -637,7 +637,7 @@ def test_cache_damaged_full_or_forbidden(tmp_path, cache, monkeypatch):
     refused(lambda: load_tiles("folder", root, size=16), built.name, "damaged", "delete")
     tile_store.create(built, "images", (1, 3, 16, 16))
     refused(lambda: load_tiles("folder", root, size=16), built.name, "another size", "delete")
-    monkeypatch.setattr(data.shutil, "disk_usage", lambda _: types.SimpleNamespace(free=10))
+    monkeypatch.setattr(tile_cache.shutil, "disk_usage", lambda _: types.SimpleNamespace(free=10))
     refused(lambda: load_tiles("folder", root, size=8), str(cache), "free", "make room")
     (tmp_path / "file").write_text("")
     refused(lambda: load_tiles("folder", root, size=8, cache=tmp_path / "file"),

@@ -215,7 +215,7 @@ def test_a_kernel_that_dies_is_said(tmp_path):
     kernel = {"kernelspec": {"name": "python3", "language": "python", "display_name": "3"}}
     nbformat.write(nbformat.v4.new_notebook(cells=[code], metadata=kernel), tmp_path / "a.ipynb")
     with pytest.raises(RunError, match=r"a: its kernel died.*the same command goes on from here"):
-        course_run._execute(tmp_path / "a.ipynb", new_folder(tmp_path / "out"), {})
+        course_run._execute(tmp_path / "a.ipynb", new_folder(tmp_path / "out"), {}, {})
     assert not list((tmp_path / "out").glob("[!.]*"))
 
 
