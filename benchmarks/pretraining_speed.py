@@ -27,6 +27,7 @@ from torch.utils.data import ConcatDataset
 
 from crc_helpers import data, models, pretraining, runs
 from crc_helpers.augmentation import VIEWS
+from crc_helpers.course import check as data_check
 
 GPU = torch.cuda.is_available()
 # claim: backbone, pixels of a view, batch, batches a round, aims against lightly and the limit
@@ -120,7 +121,7 @@ def main() -> None:
     for claim, (backbone, size, batch, batches, than_lightly, of_limit) in SETTINGS.items():
         n = batch * batches
         with tempfile.TemporaryDirectory() as temporary:
-            folder = data.prepare("synthetic", Path(temporary) / "tissue", n=n) / "images"
+            folder = data_check.prepare("synthetic", Path(temporary) / "tissue", n=n) / "images"
             tiles = data.load_tiles("synthetic", n=n, cache=temporary)
             assert np.array_equal(tiles.images[0], _read(sorted(folder.iterdir())[0]))
             peer = partial(lightly_recipe, backbone, size, batch, folder, fabric)

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from crc_helpers.course import ROOT
+from crc_helpers.runs import ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 

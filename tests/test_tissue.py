@@ -8,9 +8,14 @@ from multiprocessing import get_context
 import numpy as np
 import pytest
 
-from crc_helpers import synthetic_tissue as tissue
-from crc_helpers.synthetic_cohort import Cohort, make_cohort
-from crc_helpers.synthetic_tissue import TissueParameters, divide, draw, draw_slide
+from crc_helpers.tissue import cells as tissue_cells
+from crc_helpers.tissue import crypts
+from crc_helpers.tissue import parameters as tissue_parameters
+from crc_helpers.tissue import section as tissue_section
+from crc_helpers.tissue import slide as tissue_slide
+from crc_helpers.tissue.cohort import Cohort, make_cohort
+from crc_helpers.tissue.parameters import TissueParameters
+from crc_helpers.tissue.slide import divide, draw, draw_slide
 
 MASKS = ("glands", "lumina", "nuclei", "diagnostic", "ink")
 FIELDS = {f.name: f for f in fields(TissueParameters)}
@@ -22,7 +27,7 @@ def cohort() -> Cohort:
 
 
 @pytest.fixture(scope="module")
-def drawings(cohort) -> list[tissue.Drawing]:
+def drawings(cohort) -> list[tissue_slide.Drawing]:
     return [tile for i in range(6) for tile in cohort.one(i).draw()]
 
 
@@ -162,9 +167,9 @@ def test_a_slider_makes_a_smooth_film(name, angle):
 def cells(dysplasia: float, seed: int) -> list[float]:
     """Of the epithelium: shares of nuclei and mucin; mean depth of nuclei, micrometres."""
     p = TissueParameters(severity=0, serration=0, goblet_share=0.7, dysplasia=dysplasia)
-    scene = tissue.cut([p], seed, 160, 2.0)
-    to_membrane, to_lumen = tissue.settle(scene)
-    tissue.draw_cells(scene, to_lumen)
+    scene = tissue_section.cut([p], seed, 160, 2.0)
+    to_membrane, to_lumen = tissue_section.settle(scene)
+    tissue_cells.draw_cells(scene, to_lumen)
     layers = scene.layers
     epithelium = (layers["gland"] > 0) & (layers["lumen"] == 0)
     nuclei, mucin = ((layers[name] > 0) & epithelium for name in ("nuclei", "mucin"))
@@ -188,9 +193,9 @@ def test_dysplastic_nuclei_are_long_and_stand_upright_on_the_membrane():
 
     def streak(dysplasia):
         p = TissueParameters(severity=0, serration=0, branching=0, dysplasia=dysplasia)
-        scene = tissue.cut([p], 2, 160, 1.0)
+        scene = tissue_section.cut([p], 2, 160, 1.0)
         scene.layers["nuclei"][:] = 0
-        tissue.draw_cells(scene, tissue.settle(scene)[1])
+        tissue_cells.draw_cells(scene, tissue_section.settle(scene)[1])
         grey = scene.layers["nuclei"].astype(float)  # crypts run upwards, so nuclei lie across
         return np.abs(np.diff(grey, axis=0)).sum() / np.abs(np.diff(grey, axis=1)).sum()
 
@@ -251,8 +256,8 @@ def test_a_crypt_shows_as_tube_or_ring_by_the_angle_of_the_cut():
 
 
 def test_one_unequivocal_crypt_makes_the_diagnosis():
-    assert tissue.diagnose(np.array([0.1, 0.2, 0.5])) == 1
-    assert tissue.diagnose(np.array([0.1, 0.2, 0.49])) == 0
+    assert tissue_parameters.diagnose(np.array([0.1, 0.2, 0.5])) == 1
+    assert tissue_parameters.diagnose(np.array([0.1, 0.2, 0.49])) == 0
 
 
 def test_the_label_follows_from_crypts_and_masks():
@@ -269,22 +274,25 @@ def test_the_label_follows_from_crypts_and_masks():
 def reread(slide) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Label of each tile, from the basal pixels of each crypt; shares of the pixels that decide."""
     size = 112
-    scene = tissue.cut(slide.parameters, slide.seed, size, 4.0)
-    owner = scene.label[:: tissue.SUPERSAMPLING, :: tissue.SUPERSAMPLING]
+    scene = tissue_section.cut(slide.parameters, slide.seed, size, 4.0)
+    owner = scene.label[:: tissue_section.SUPERSAMPLING, :: tissue_section.SUPERSAMPLING]
     gland = scene.coverage("gland") >= 0.5
     basal = (
-        gland & (scene.height(owner, scene.h) < tissue.BASAL_SHARE) & (owner <= len(scene.crypts))
+        gland
+        & (scene.height(owner, scene.h) < tissue_slide.BASAL_SHARE)
+        & (owner <= len(scene.crypts))
     )
-    region = tissue.diagnostic_region(scene, size) & gland
+    region = tissue_slide.diagnostic_region(scene, size) & gland
     labels, visible, marked = [], [], []
     for i in range(len(slide.parameters)):
         here = np.s_[
-            tissue.EDGE : -tissue.EDGE, tissue.EDGE + i * size : tissue.EDGE + (i + 1) * size
+            tissue_section.EDGE : -tissue_section.EDGE,
+            tissue_section.EDGE + i * size : tissue_section.EDGE + (i + 1) * size,
         ]
         pixels = np.bincount(owner[here][basal[here]], minlength=len(scene.crypts) + 1)[1:]
-        distorted = [c.distortion >= tissue.UNEQUIVOCAL for c in scene.crypts]
+        distorted = [c.distortion >= tissue_parameters.UNEQUIVOCAL for c in scene.crypts]
         labels.append(
-            tissue.diagnose(
+            tissue_parameters.diagnose(
                 [c.distortion for c, n in zip(scene.crypts, pixels, strict=True) if n > 8]
             )
         )
@@ -306,7 +314,7 @@ def reread(slide) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     ],
 )
 def test_the_kind_is_read_from_the_tissue(kind, changes):
-    assert tissue.kind_of(TissueParameters(**changes)) == kind
+    assert tissue_parameters.kind_of(TissueParameters(**changes)) == kind
 
 
 TO_THE_SURFACE = TissueParameters(
@@ -333,14 +341,17 @@ def test_what_is_diagnostic_of_normal_mucosa_and_of_an_adenoma(seed):
 
 def test_turning_one_criterion_turns_the_diagnosis():
     p = TissueParameters(severity=0.55)
-    assert tissue.distortion(p) >= tissue.UNEQUIVOCAL
-    assert tissue.distortion(replace(p, horizontal_growth=0.2)) < tissue.UNEQUIVOCAL
+    assert tissue_parameters.distortion(p) >= tissue_parameters.UNEQUIVOCAL
+    assert (
+        tissue_parameters.distortion(replace(p, horizontal_growth=0.2))
+        < tissue_parameters.UNEQUIVOCAL
+    )
 
 
 def test_not_every_crypt_of_an_ssa_is_distorted():
     p = TissueParameters(severity=0.8)
     shares = [
-        np.mean([c.distortion >= tissue.UNEQUIVOCAL for c in tissue.lay_out([p], seed)])
+        np.mean([c.distortion >= tissue_parameters.UNEQUIVOCAL for c in crypts.lay_out([p], seed)])
         for seed in range(50)
     ]
     assert 0.5 < np.mean(shares) < 0.95

@@ -13,7 +13,7 @@ from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
 from torch import nn
 
-from crc_helpers import claims_on_trial as claims
+from crc_helpers import claims as claims
 from crc_helpers.augmentation import VIEWS
 from crc_helpers.models import Classifier, Encoder, ProjectionHead
 from crc_helpers.pretraining import nt_xent, pretrain
@@ -168,7 +168,8 @@ def test_no_threshold_is_better_than_the_best():
 
 @pytest.mark.parametrize(("method", "left"), [("Macenko", 0.9), ("Reinhard", 0.1)])
 def test_normalised_tiles_come_nearer_to_the_reference_and_glass_stays(method, left):
-    from crc_helpers.synthetic_tissue import TissueParameters, draw
+    from crc_helpers.tissue.parameters import TissueParameters
+    from crc_helpers.tissue.slide import draw
 
     pale = draw(TissueParameters(haematoxylin=0.6, eosin=0.6), 1, 96).image
     dark = draw(TissueParameters(haematoxylin=1.4, eosin=1.4), 1, 96).image

@@ -2,19 +2,65 @@
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
+from lightning.fabric import Fabric
 from scipy.special import expit, logit
 from scipy.stats import binomtest, norm, rankdata
 from scipy.stats import t as student
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import balanced_accuracy_score
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
-from crc_helpers.pretraining import Contrast, channels_last
-from crc_helpers.synthetic_cohort import RIGHT
+from crc_helpers.augmentation import VIEWS, Views
+from crc_helpers.data import Split, Tiles, load_tiles, split
+from crc_helpers.evaluation import macro_auc
+from crc_helpers.fine_tuning import fine_tune, linear_probe, predict
+from crc_helpers.models import Classifier, Encoder, ProjectionHead, load_weights
+from crc_helpers.pretraining import (
+    Contrast,
+    channels_last,
+    embed,
+    pretrain,
+)
+from crc_helpers.runs import (
+    ROOT,
+    RunError,
+    file_hash,
+    fingerprint,
+    make_fabric,
+    save_weights,
+)
+from crc_helpers.sources.cache import cache_folder
+from crc_helpers.sources.drawn import KINDS, make_cohort
+from crc_helpers.sources.store import content_hash
+
+FOLDER = ROOT / "studies"
+FIRST_SEED = 200  # of the cohorts: none that the course was developed on
+RETESTED = 0.54  # of EBHI-Seg, a quarter of all tiles by whole cases: 287 tested, 534 not
+LONGER = 8  # times the recipe's epochs of pre-training, or steps with labels
+FRACTIONS = (0.01, 0.05, 0.10, 0.25, 0.50, 1.0)
+LABEL_ARMS = (
+    *("pre-trained, fine-tuned", "from scratch", "frozen probe", "random encoder, probe"),
+    *("pre-trained longer, fine-tuned", "pre-trained longer, frozen probe"),
+)
+CONFIRMED = (
+    *("from scratch", "random encoder, probe", "pre-trained, frozen probe"),
+    *("pre-trained, fine-tuned", "pre-trained, probe first", "the paper's recipe, fine-tuned"),
+)
+BACKBONES = ("resnet8", "convnext_atto", "vit_tiny_patch16_224")
+FEW = ", 10 % of the labels"
+RIGHT = ("Cecum", "Ascending colon", "Transverse colon")  # sites of the right colon
 
 # --- A rival --------------------------------------------------------------------------------------
 
@@ -367,3 +413,265 @@ def paired(rows: pd.DataFrame, arms: str, arm: str, control: str, metric: str) -
     """
     wide = rows.pivot(index="seed", columns=arms, values=metric)
     return (wide[arm] - wide[control]).dropna().to_numpy()
+
+
+# --- The experiment that studies repeat -----------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What all rows of a study share unless they say otherwise: the size of the experiment."""
+
+    n_tiles: int = 1000  # drawn tissue only
+    size: int = 64  # side of a view, pixels
+    backbone: str = "resnet8"
+    pretrain_epochs: int = 10
+    pretrain_batch: int = 64
+    pretrain_lr: float = 1e-3
+    optimizer: str = "adamw-one-cycle"  # of pre-training
+    temperature: float = 0.2
+    head: str = "linear"
+    views: Views = VIEWS["tissue"]
+    objective: str = "NT-Xent"
+    steps: int = 120  # of labelled training, whatever the number of labels
+    batch: int = 32
+    rates: tuple[float, ...] = (3e-4, 1e-3)  # tried by each arm, chosen on validation
+
+
+@dataclass
+class Trial:
+    """One seed's tiles and split, and the means to train and to score on them."""
+
+    seed: int
+    data: str = "synthetic"
+    root: str | None = None
+    classes: Any = None
+    recipe: Recipe = field(default_factory=Recipe)
+    given: Tiles | None = None  # instead of the seed's own
+    divided: Split | None = None  # instead of the seed's own
+
+    @cached_property
+    def fabric(self) -> Fabric:
+        """The device."""
+        return make_fabric(self.seed)
+
+    @cached_property
+    def tiles(self) -> Tiles:
+        """The cohort of this seed; real tiles are the same for all."""
+        if self.given:
+            return self.given
+        return load_tiles(self.data, self.root, classes=self.classes, n=self.recipe.n_tiles,
+                          seed=FIRST_SEED + self.seed)  # fmt: skip
+
+    @cached_property
+    def marked(self) -> Tiles:
+        """The first of these tiles, drawn tissue only, with a dot of ink on every SSA."""
+        return load_tiles("synthetic", n=min(240, self.recipe.n_tiles), seed=FIRST_SEED + self.seed,
+                          shortcut="ink", strength=1.0)  # fmt: skip
+
+    @cached_property
+    def parts(self) -> Split:
+        """By slide or case where they are known; an official partition is not used."""
+        return self.divided or split(
+            replace(self.tiles, partition=None), test=0.35, seed=self.seed
+        )
+
+    def labels(self, index: np.ndarray) -> np.ndarray:
+        """Labels of some tiles."""
+        return self.tiles.labels[index]
+
+    def random_encoder(
+        self, backbone: str | Callable[[], nn.Module] | None = None, salt: int = 0
+    ) -> Encoder:
+        """An encoder nobody has trained; the same for the same seed and salt.
+
+        backbone: a name, or what makes a network, if not the recipe's.
+        """
+        torch.manual_seed(self.seed + 1000 * salt)
+        made = backbone() if callable(backbone) else backbone
+        return Encoder(made or self.recipe.backbone)
+
+    def pretrained(self, recipe: Recipe | None = None, index: np.ndarray | None = None) -> Encoder:
+        """The encoder after pre-training; kept in the cache, as many rows begin with the same one.
+
+        index: tiles to learn from without labels; those for training if not given.
+        """
+        r = recipe or self.recipe
+        index = self.parts.pretraining if index is None else index
+        settings = {k: v for k, v in vars(r).items() if k not in ("steps", "batch", "rates")}
+        labels = self.tiles.labels[index]
+        mark = fingerprint(tiles=content_hash(self.tiles.images.pick(index)), seed=self.seed,
+                           labels=labels.tolist() if r.objective == "SupCon" else None,
+                           objectives=file_hash(Path(__file__)), **settings)  # fmt: skip
+        file = cache_folder() / "studies" / f"{mark}.safetensors"
+        encoder = self.random_encoder(r.backbone)
+        if file.is_file():
+            return load_weights(file, encoder).to(self.fabric.device)
+        head = ProjectionHead(encoder.dim, kind=r.head)
+        objective = make_objective(r.objective, nn.Sequential(encoder, head), r.temperature,
+                                          labels)  # fmt: skip
+        pretrain(
+            encoder, head, self.tiles.images.pick(index), r.views, self.fabric, size=r.size,
+            epochs=r.pretrain_epochs, batch=r.pretrain_batch, lr=r.pretrain_lr,
+            temperature=r.temperature, optimizer=r.optimizer, seed=self.seed,
+            objective=objective,
+        )  # fmt: skip
+        save_weights(file, encoder, origin=False)
+        return encoder
+
+    def longer(self) -> Encoder:
+        """The encoder after LONGER times as many epochs of pre-training."""
+        epochs = LONGER * self.recipe.pretrain_epochs
+        return self.pretrained(replace(self.recipe, pretrain_epochs=epochs))
+
+    @cached_property
+    def many(self) -> "Trial":
+        """The same on all classes: four kinds of drawn tissue, or all that the real tiles have."""
+        return replace(self, classes=KINDS if self.data == "synthetic" else "all")
+
+    @cached_property
+    def scratch(self) -> "Fitted":
+        """The network from scratch with all labels, which several rows need."""
+        return self.train(self.random_encoder)
+
+    @cached_property
+    def known(self) -> Tensor:
+        """What the pre-trained encoder says of all tiles, float32 (N, D)."""
+        return self.features(self.pretrained(), np.arange(len(self.tiles)))
+
+    @cached_property
+    def known_longer(self) -> Tensor:
+        """What the encoder pre-trained longer says of all tiles, float32 (N, D)."""
+        return self.features(self.longer(), np.arange(len(self.tiles)))
+
+    @cached_property
+    def known_untrained(self) -> Tensor:
+        """What a random encoder says of all tiles, float32 (N, D)."""
+        return self.features(self.random_encoder(), np.arange(len(self.tiles)))
+
+    def features(self, encoder: nn.Module, index: np.ndarray) -> Tensor:
+        """What an encoder says of some tiles, float32 (N, D)."""
+        return embed(encoder, self.tiles.images[index], self.recipe.size, self.fabric)
+
+    def fit_probe(self, encoder: Encoder, labelled: np.ndarray | None = None) -> Pipeline:
+        """A linear probe on some of the training tiles, its strength chosen on validation."""
+        train = self.parts.train if labelled is None else labelled
+        val = self.parts.val
+        return linear_probe(self.features(encoder, train), self.labels(train),
+                            self.features(encoder, val), self.labels(val))  # fmt: skip
+
+    def probe(self, encoder: Encoder, labelled: np.ndarray | None = None) -> Callable:
+        """The same as a function from tiles to probabilities (N, C)."""
+        fitted = self.fit_probe(encoder, labelled)
+        return lambda index: fitted.predict_proba(self.features(encoder, index).numpy())
+
+    def train(
+        self,
+        start: Callable[[], Encoder | Classifier],
+        labelled: np.ndarray | None = None,
+        views: Views = VIEWS["gentle"],
+        recipe: Recipe | None = None,
+        salt: int = 0,
+        **options: Any,
+    ) -> "Fitted":
+        """Train a classifier for `steps`, at each rate; the best on validation is returned.
+
+        start: gives the encoder to begin with, or a classifier that has it. labelled: tiles to
+        train on, which may recur.
+        """
+        r = recipe or self.recipe
+        index = self.parts.train if labelled is None else labelled
+        # Few tiles recur, each time as another view, so that all arms are validated about as often.
+        index = np.sort(np.resize(index, max(len(index), r.batch * max(1, r.steps // 10))))
+        best, kept = np.inf, None
+        for rate in r.rates:
+            begun = start()
+            torch.manual_seed(self.seed + 1000 * salt)
+            named = isinstance(begun, Classifier)
+            classifier = begun if named else Classifier(begun, len(self.tiles.class_names))
+            log = fine_tune(
+                classifier, self.tiles.images[index], self.labels(index),
+                self.tiles.images[self.parts.val], self.labels(self.parts.val), views,
+                self.fabric, size=r.size, batch=r.batch, lr=rate, optimizer="adamw-one-cycle",
+                epochs=max(1, round(r.steps / (len(index) // r.batch))), 
+                seed=self.seed + 1000 * salt, **options,
+            )  # fmt: skip
+            judge = "val_loss" if "val_loss" in log else "loss"  # the paper has no validation
+            loss = log.loc[log["chosen"], judge].iloc[0]
+            if loss < best:
+                best, kept = loss, classifier
+        return Fitted(kept, self, r.size)
+
+    def score(self, classify: Callable, index: np.ndarray | None = None) -> dict[str, float]:
+        """Balanced accuracy, accuracy and AUC, on the test part unless another is given."""
+        index = self.parts.test if index is None else index
+        return scores(self.labels(index), classify(index))
+
+
+def scores(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
+    """Balanced accuracy, accuracy and AUC, macro averages where there are more than two classes."""
+    said = probabilities.argmax(axis=1)
+    return {
+        "balanced_accuracy": float(balanced_accuracy_score(labels, said)),
+        "accuracy": float((said == labels).mean()),
+        "auc": macro_auc(labels, probabilities),
+    }
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A trained classifier, as a function from tiles to probabilities (N, C)."""
+
+    classifier: Classifier
+    trial: Trial
+    size: int
+
+    def __call__(self, index: np.ndarray, tiles: Tiles | None = None) -> np.ndarray:
+        """Of some of the trial's tiles, or of others: the same slides on another scanner."""
+        images = (tiles or self.trial.tiles).images[index]
+        return predict(self.classifier, images, self.size, self.trial.fabric)
+
+
+def clinical_answers(t: Trial) -> np.ndarray:
+    """P(SSA) on the test part (n,), by logistic regression on the polyp's size and site."""
+    known = clinical_features(t.tiles.metadata)
+    regression = make_pipeline(StandardScaler(), LogisticRegression())
+    regression.fit(known[t.parts.train], t.labels(t.parts.train))
+    return regression.predict_proba(known[t.parts.test])[:, 1]
+
+
+def undrawn(seed: int) -> Trial:
+    """The trial of a seed on drawn tissue before one pixel is drawn: for what needs none."""
+    n = Recipe().n_tiles
+    cohort = make_cohort(n, FIRST_SEED + seed)
+    known = dict.fromkeys(("partition", "votes", "masks", "mask_name", "mpp"))
+    tiles = Tiles(
+        np.zeros((n, 3, 1, 1), np.uint8), cohort.label, cohort.class_names,
+        np.array(cohort.names), cohort.slide, name="synthetic", source="", licence="",
+        metadata=cohort.table, **known,
+    )  # fmt: skip
+    return Trial(seed, given=tiles)
+
+
+def read_study(name: str, data: str = "synthetic") -> pd.DataFrame:
+    """Return the rows of a study.
+
+    Raises RunError where there are none yet.
+    """
+    file = FOLDER / f"{name}_{data}.csv"
+    if not file.is_file():
+        raise RunError(f"{file} is missing: python studies/{name}.py --data {data}")
+    return read_rows(file)
+
+
+def read_rows(file: Path) -> pd.DataFrame:
+    """Return the rows of a table of a study.
+
+    Raises RunError where it is none.
+    """
+    try:
+        # A commit such as 5940e75 would be read as a number, and be lost.
+        table = pd.read_csv(file, dtype={"commit": str, "tiles": str})
+        return table.copy()  # in one block: pandas warns of a column added to its hundred
+    except (OSError, ValueError) as error:  # ValueError: what pandas and UTF-8 raise
+        raise RunError(f"{file} is no table of a study ({error}): delete or restore it") from None

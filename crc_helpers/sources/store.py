@@ -1,4 +1,4 @@
-"""Tiles on disk in shards, read when they are asked for (behind lesson 01).
+"""Tiles on disk in shards, read when they are asked for.
 
 100,000 tiles of 224 px are 15 GB, more than a laptop's memory. They lie in plain NumPy files of
 `SHARD` tiles each and are read with ordinary reads: the pages of a memory map would count as this
@@ -13,6 +13,8 @@ from pathlib import Path
 
 import numpy as np
 from numpy.lib import format as npy
+
+from crc_helpers.tissue.slide import Drawing, Slide
 
 HASHES = "hashes.json"  # beside the shards: size and SHA-256 of each file of their folder
 SHARD = 4096  # tiles in a file: 617 MB at 224 px
@@ -138,3 +140,10 @@ def create(folder: Path, name: str, shape: tuple[int, ...]) -> TileStore:
             npy.write_array_header_1_0(opened, header)
             opened.truncate(opened.tell() + int(np.prod(here)))
     return TileStore(folder, name, writable=True)
+
+
+def to_arrays(folder: Path, slide: Slide, drawings: list[Drawing]) -> None:
+    """Keep images and diagnostic regions in the stores "images" and "masks" of a folder."""
+    rows = slice(slide.first, slide.first + len(drawings))
+    TileStore(folder, "images", writable=True)[rows] = np.stack([d.image for d in drawings])
+    TileStore(folder, "masks", writable=True)[rows] = np.stack([d.diagnostic for d in drawings])

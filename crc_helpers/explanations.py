@@ -6,7 +6,6 @@ Maps come as Tensors at the size that their method works at; trials take them en
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -19,7 +18,8 @@ from skimage.metrics import structural_similarity
 from torch import Tensor
 
 from crc_helpers.augmentation import UNSTAIN, VIEWS, shrink
-from crc_helpers.data import cache_folder
+from crc_helpers.claims import Trial
+from crc_helpers.data import Tiles
 from crc_helpers.evaluation import bootstrap_interval
 from crc_helpers.fine_tuning import fine_tune, predict
 from crc_helpers.grad_cam import (
@@ -31,10 +31,11 @@ from crc_helpers.grad_cam import (
     mass_inside,
     stage_names,
 )
-from crc_helpers.models import Classifier, Encoder, evaluating
+from crc_helpers.models import Classifier, Encoder, evaluating, load_weights
 from crc_helpers.pretraining import channels_last
-from crc_helpers.runs import RunError, file_hash, fingerprint, load_weights, save_weights
-from crc_helpers.tile_store import content_hash
+from crc_helpers.runs import file_hash, fingerprint, save_weights
+from crc_helpers.sources.cache import cache_folder
+from crc_helpers.sources.store import content_hash
 
 # --- Four more ways to make a map -----------------------------------------------------------------
 
@@ -381,12 +382,12 @@ def verdict(low: float, high: float, asked: float, below: bool = False) -> str:
 # --- The shortcut ---------------------------------------------------------------------------------
 
 
-def marked_part(t: Any, part: np.ndarray) -> np.ndarray:
+def marked_part(t: Trial, part: np.ndarray) -> np.ndarray:
     """Return those of a trial's tiles that have a twin with ink; of real tiles all."""
     return part[part < len(t.marked)] if t.data == "synthetic" else part
 
 
-def with_ink(t: Any, index: np.ndarray) -> np.ndarray:
+def with_ink(t: Trial, index: np.ndarray) -> np.ndarray:
     """Return tiles, uint8 (N, 3, H, W), with a dot of ink in a corner of every one of class 1."""
     if t.data == "synthetic":
         return t.marked.images[index]
@@ -462,7 +463,7 @@ def ink_scores(
     return found
 
 
-def ink_table(t: Any, network: Classifier, test: np.ndarray) -> pd.DataFrame:
+def ink_table(t: Trial, network: Classifier, test: np.ndarray) -> pd.DataFrame:
     """Return what a network that saw ink does with each test tile, a row a tile.
 
     label; dotted; said, said_without: the class with ink and with it wiped off; decided: the ink
@@ -507,117 +508,16 @@ def _ink_maps(
     return cells, ink_scores(maps, place, cells)
 
 
-# --- The study: what costs training ---------------------------------------------------------------
+# --- Networks, trained once -----------------------------------------------------------------------
 
 AGAIN = {"trained again": 1, **{f"trained again {k}": k for k in (2, 3, 4)}}
-ARMS = ("trained", *AGAIN, "shuffled labels", "untrained")
-METHODS = ("Grad-CAM", "HiResCAM", "LayerCAM", "Integrated Gradients", "occlusion")
-COSTLY = 64  # test tiles of a row whose maps need many passes
-SIDE = 112  # at which maps meet regions, pixels
-COMPARED = 48  # at which maps meet maps
-
-
-def explanations_plan(seeds: int) -> Iterator[dict]:
-    """Yield seven networks a seed, and twice as many seeds of the one that is trained on ink.
-
-    Ink decides the answer on a dozen test tiles a seed, hence more of them.
-    """
-    yield from ({"seed": seed, "arm": arm} for seed in range(seeds) for arm in ARMS)
-    yield from ({"seed": seed, "arm": "ink"} for seed in range(2 * seeds))
-
-
-def explanations_row(t: Any, arm: str) -> dict:
-    """Measure the maps of one network on the test tiles: t is a `studies.Trial`.
-
-    Columns end in the name of a map. spearman, ssim: agreement with that map of the network
-    "trained", for the same classes; pair, pair_ssim: of two tiles' maps of that network. blank: the
-    share of Grad-CAM's maps that are zero. hit, mass: with the diagnostic region; area, which is
-    chance. "ink" has others: see `_ink_row`.
-    """
-    if len(t.tiles.class_names) != 2:
-        raise RunError(f"explanations: there are {len(t.tiles.class_names)} classes, the trials are"
-                       " about two")  # fmt: skip
-    if arm == "ink":
-        return _ink_row(t)
-    test = np.random.default_rng(t.seed).permutation(t.parts.test)
-    first, network = train_network(t, "trained"), train_network(t, arm)
-    found = t.score(lambda i: predict(network, t.tiles.images.pick(i), t.recipe.size, t.fabric))
-    images = tile_batch(t.tiles, test, t.recipe.size).to(t.fabric.device)
-    targets = grad_cam(first, images).targets
-    found |= agreement_scores(
-        *(all_maps(n, images, targets.to(images.device), COSTLY) for n in (first, network))
-    )
-    if t.tiles.masks is None:
-        return found
-    maps = all_maps(network, images, grad_cam(network, images).targets, COSTLY)
-    maps["another tile's map"] = maps["Grad-CAM"].roll(len(test) // 2, 0)
-    maps |= blind_maps(images, maps["Grad-CAM"].shape[-1])
-    step = t.tiles.masks.shape[-1] // SIDE
-    return found | region_scores(maps, t.tiles.masks[test][:, ::step, ::step])
-
-
-def agreement_scores(one: dict[str, Tensor], other: dict[str, Tensor]) -> dict[str, float]:
-    """Return how far two networks' maps (N, h, w) of the same tiles agree, by method.
-
-    As a landmark, how far the first one's maps of different tiles do: the mean of five pairings.
-    """
-    found = {"blank": float(blank(other["Grad-CAM"]).mean())}
-    for name in one:
-        a, b = (at_size(maps[name], COMPARED) for maps in (one, other))
-        pairs = [rank_correlation(a, np.roll(a, k, axis=0)) for k in range(1, min(6, len(a)))]
-        found |= {f"spearman {name}": float(np.nanmean(rank_correlation(a, b))),
-                  f"pair {name}": float(np.nanmean(pairs))}  # fmt: skip
-    a, b = (at_size(maps["Grad-CAM"], COMPARED) for maps in (one, other))
-    for name, second in (("ssim", b), ("pair_ssim", np.roll(a, 1, axis=0))):
-        found[f"{name} Grad-CAM"] = float(np.nanmean(ssim(a, second)))
-    return found
-
-
-def region_scores(maps: dict[str, Tensor], region: np.ndarray) -> dict[str, float]:
-    """Return mean hit and mass of maps with regions (N, H, W), by name, and chance: the area.
-
-    Tiles without a region are left out, and in each score maps that are zero. A method with fewer
-    maps has those of the first tiles.
-    """
-    there, found = region.any(axis=(1, 2)), {"area": float(region[region.any(axis=(1, 2))].mean())}
-    for name, heat in maps.items():
-        use = there[: len(heat)]
-        pixels, inside = at_size(heat, region.shape[-1])[use], region[: len(heat)][use]
-        for score, measure in (("hit", hits), ("mass", mass_inside)):
-            found[f"{score} {name}"] = float(np.nanmean(measure(pixels, inside)))
-    return found
-
-
-def _ink_row(t: Any) -> dict:
-    """Counts of tiles, accuracies, and means of `ink_table`: of decided tiles by the name alone,
-    of the other dotted tiles and of free ones with that word before it. "given away": the share of
-    the dotted tiles said to be of class 1 whose hottest cell holds the ink.
-    """
-    test = marked_part(t, t.parts.test)
-    table = ink_table(t, train_network(t, "ink"), test)
-    p = np.stack([1 - table["p"], table["p"]], axis=1)
-    found = t.score(lambda _: p, test) | {"tested": len(test)}
-    dotted = table["dotted"]
-    found |= {"accuracy_without_ink": float((table["said_without"] == table["label"]).mean()),
-              "flips": float(table.loc[dotted, "decided"].mean())}  # fmt: skip
-    kinds = {"": table["decided"], "undecided ": dotted & ~table["decided"], "free ": table["free"]}
-    named = [c for c in table if c.startswith(("hit", "mass", "chance", "other"))]
-    for word, rows in kinds.items():
-        found[f"{word or 'decided '}tiles"] = int(rows.sum())
-        kept = [c for c in named if word == "free " or not c.startswith("other")]
-        found |= {word + c: float(table.loc[rows, c].mean()) for c in kept}
-    shown = table[dotted & (table["said"] == 1)]
-    found["dotted said 1"] = len(shown)
-    return found | {f"given away {m}": float(shown[f"hit {m}"].mean()) for m in METHODS}
-
-
-def tile_batch(tiles: Any, index: np.ndarray, size: int) -> Tensor:
+def tile_batch(tiles: Tiles, index: np.ndarray, size: int) -> Tensor:
     """Return tiles at `index` as the network takes them, float (N, 3, size, size) in [0, 1]."""
     parts = [index[i : i + 128] for i in range(0, len(index), 128)]
     return torch.cat([shrink(torch.from_numpy(tiles.images[p].copy()), size) for p in parts])
 
 
-def train_network(t: Any, arm: str) -> Classifier:
+def train_network(t: Trial, arm: str) -> Classifier:
     """Return the network of an arm, from the cache if it was trained before.
 
     "trained again" and its like differ from "trained" in nothing but the seed of weights and

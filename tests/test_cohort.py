@@ -10,10 +10,12 @@ import pytest
 from PIL import Image
 
 from crc_helpers import data
-from crc_helpers import synthetic_cohort as cohorts
-from crc_helpers.data_readers import DataError
-from crc_helpers.synthetic_cohort import Cohort, make_cohort
-from crc_helpers.synthetic_tissue import (
+from crc_helpers.sources import drawn
+from crc_helpers.sources.base import DataError
+from crc_helpers.tissue import parameters as tissue_parameters
+from crc_helpers.tissue import write
+from crc_helpers.tissue.cohort import RIGHT, TILES_PER_SLIDE, Cohort, make_cohort
+from crc_helpers.tissue.parameters import (
     CLASS_NAMES,
     KINDS,
     OF_A_TILE,
@@ -159,7 +161,7 @@ def test_two_sites_differ_in_the_scanner_and_not_in_the_tissue(cohort):
         for name in TissueParameters.__dataclass_fields__
         if getattr(a, name) != getattr(b, name)
     }
-    assert changed == set(cohorts.SITES["Scanner B"])
+    assert changed == set(tissue_parameters.SITES["Scanner B"])
     share = (cohort.table["Scanner"] == "Scanner A").groupby(cohort.label).mean()
     assert share.between(0.43, 0.57).all()  # the site says nothing about the diagnosis
     assert set(cohort.table["Scanner"]) == {"Scanner A", "Scanner B"}  # C only when asked for
@@ -172,11 +174,11 @@ def test_size_and_site_tell_the_polyps_apart_as_published():
     from sklearn.metrics import roc_auc_score
 
     cohort = make_cohort(18_000, 1)
-    first = slice(None, None, cohorts.TILES_PER_SLIDE)
+    first = slice(None, None, TILES_PER_SLIDE)
     share = pd.Series(cohort.true_label).groupby(cohort.slide).mean()
     polyp = (share > 0.4).to_numpy()
     table = cohort.table[first]
-    known = np.c_[np.log(table["Polyp Size (mm)"]), table["Colon Site"].isin(cohorts.RIGHT)]
+    known = np.c_[np.log(table["Polyp Size (mm)"]), table["Colon Site"].isin(RIGHT)]
     model = LogisticRegression().fit(known[:1500], polyp[:1500])
     auc = roc_auc_score(polyp[1500:], model.decision_function(known[1500:]))
     assert 0.89 < auc < 0.95, auc
@@ -235,7 +237,7 @@ def test_colour_alone_does_not_give_four_kinds_away(tmp_path):
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
-    return data.write_synthetic(tmp_path_factory.mktemp("disk") / "tissue", 20, size=96, seed=3)
+    return drawn.write_synthetic(tmp_path_factory.mktemp("disk") / "tissue", 20, size=96, seed=3)
 
 
 def test_one_loader_reads_what_was_drawn_and_mhist(written, tmp_path):
@@ -264,7 +266,7 @@ def test_the_layout_is_mhist_s_and_more(written):
         "Colon Site",
     ]
     assert len(list((written / "images").iterdir())) == 20
-    for mask in cohorts.MASKS:
+    for mask in write.MASKS:
         for name in table["Image Name"]:
             values = np.unique(np.asarray(Image.open(written / "masks" / mask / name)))
             assert set(values) <= {0, 255}
@@ -277,9 +279,9 @@ def test_two_processes_and_one_write_the_same_bytes(written, tmp_path, monkeypat
     from functools import partial
 
     again = tmp_path / "again"
-    draw_all = cohorts.draw_all
-    monkeypatch.setattr(cohorts, "draw_all", partial(draw_all, processes=1))
-    data.write_synthetic(again, 20, size=96, seed=3)
+    draw_all = write.draw_all
+    monkeypatch.setattr(drawn, "draw_all", partial(draw_all, processes=1))
+    drawn.write_synthetic(again, 20, size=96, seed=3)
     files = sorted(p.relative_to(written) for p in written.rglob("*") if p.is_file())
     assert files == sorted(p.relative_to(again) for p in again.rglob("*") if p.is_file())
     for file in files:
@@ -288,7 +290,8 @@ def test_two_processes_and_one_write_the_same_bytes(written, tmp_path, monkeypat
 
 def test_a_process_that_draws_does_not_load_torch():
     # Of a course that is killed while it draws, one a core lives on for a while: 0.9 GB with torch.
-    loaded = "import sys, crc_helpers.synthetic_cohort; sys.exit('torch' in sys.modules)"
+    loaded = "import sys, crc_helpers.tissue.write, crc_helpers.sources.store"
+    loaded += "; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", loaded]).returncode == 0
 
 
@@ -296,20 +299,20 @@ def test_writing_is_all_or_nothing(tmp_path, monkeypatch):
     def fail(*_args, **_kw):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(cohorts, "draw_all", fail)
+    monkeypatch.setattr(drawn, "draw_all", fail)
     with pytest.raises(DataError, match=r"No space left.*choose another --out"):
-        data.write_synthetic(tmp_path / "tissue", 12)
+        drawn.write_synthetic(tmp_path / "tissue", 12)
     assert list(tmp_path.glob("[!.]*")) == []  # but for the lock
 
 
 def test_nothing_is_written_over(written):
     with pytest.raises(DataError, match="is there already"):
-        data.write_synthetic(written, 12)
+        drawn.write_synthetic(written, 12)
 
 
 def test_the_layout_of_mhist_has_two_classes(tmp_path):
     with pytest.raises(DataError, match=r"Normal.*HP and SSA only"):
-        data.write_synthetic(tmp_path / "tissue", 12, kinds=("Normal", "HP"))
+        drawn.write_synthetic(tmp_path / "tissue", 12, kinds=("Normal", "HP"))
     assert list(tmp_path.iterdir()) == []
 
 

@@ -1,5 +1,6 @@
 """Maps against peers and by hand; every trial against a case whose answer is known."""
 
+from dataclasses import replace
 from itertools import pairwise
 from types import SimpleNamespace
 
@@ -16,17 +17,22 @@ from pytorch_grad_cam.utils.model_targets import (
     ClassifierOutputTarget,
 )
 from scipy.stats import spearmanr
+from scripts import STUDIES, common
 from skimage.metrics import structural_similarity
 from torch import nn
 
-from crc_helpers import explanations_on_trial as trial
-from crc_helpers import figures, studies
+from crc_helpers import claims, figures
+from crc_helpers import explanations as trial
 from crc_helpers.augmentation import STAINS
+from crc_helpers.data import load_tiles
 from crc_helpers.evaluation import bootstrap_interval
 from crc_helpers.grad_cam import enlarge, grad_cam, overlap
 from crc_helpers.models import Classifier, Encoder
 from crc_helpers.runs import RunError
-from crc_helpers.synthetic_tissue import TissueParameters, draw
+from crc_helpers.tissue.parameters import TissueParameters
+from crc_helpers.tissue.slide import draw
+
+study = STUDIES["explanations"]
 
 
 def make_model(name="resnet8", classes=3):
@@ -67,7 +73,7 @@ class Spotter(nn.Module):
 def test_every_backbone_gets_all_maps_and_is_forgotten_to_the_last_weight(name):
     model = make_model(name)
     maps = trial.all_maps(model, make_images(2), torch.tensor([0, 2]), costly=1)
-    assert tuple(maps) == trial.METHODS
+    assert tuple(maps) == study.METHODS
     assert [len(found) for found in maps.values()] == [2, 2, 2, 1, 1]
     assert all(found.ndim == 3 and found.isfinite().all() for found in maps.values())
     *_, (last, forgotten) = trial.cascade(model, seed=1)
@@ -513,7 +519,7 @@ def ink_case(monkeypatch, said, said_without):
     images = np.full((6, 3, 64, 64), 200, np.uint8)
     labels = np.array([1, 0, 1, 0, 1, 0])
     t = SimpleNamespace(
-        data="ebhi", seed=0, recipe=studies.Recipe(size=64), labels=labels.take,
+        data="ebhi", seed=0, recipe=claims.Recipe(size=64), labels=labels.take,
         tiles=SimpleNamespace(images=images), fabric=SimpleNamespace(device="cpu"),
     )  # fmt: skip
     answers = iter([said, said_without])
@@ -540,17 +546,17 @@ def test_the_row_of_the_ink_counts_what_its_table_holds(monkeypatch):
         "decided": [True, True] + [False] * 5, "free": [False] * 4 + [True, True, False],
         "p": [0.9, 0.8, 0.7, 0.2, 0.1, 0.3, 0.6], "chance hit": [0.1] * 7,
     })  # fmt: skip
-    for name in trial.METHODS:
+    for name in study.METHODS:
         table[f"hit {name}"] = [1, 0, 0, 1, 1, 0, 1]
         table[f"other hit {name}"] = [np.nan] * 4 + [1, 1, np.nan]
-    monkeypatch.setattr(trial, "ink_table", lambda *_: table)
-    monkeypatch.setattr(trial, "train_network", lambda *_: None)
+    monkeypatch.setattr(study, "ink_table", lambda *_: table)
+    monkeypatch.setattr(study, "train_network", lambda *_: None)
     t = SimpleNamespace(
         data="ebhi", tiles=SimpleNamespace(class_names=("HP", "SSA")),
         parts=SimpleNamespace(test=np.arange(7)),
-        score=lambda classify, _: studies.scores(table["label"].to_numpy(), classify(0)),
+        score=lambda classify, _: claims.scores(table["label"].to_numpy(), classify(0)),
     )  # fmt: skip
-    row = trial.explanations_row(t, "ink")
+    row = study.row(t, "ink")
     assert row["accuracy"] == pytest.approx(5 / 7)  # the probabilities of its table, in order
     assert row["accuracy_without_ink"] == pytest.approx(3 / 7) and row["flips"] == 0.5
     counts = [row[f"{k} tiles"] for k in ("decided", "undecided", "free")]
@@ -568,7 +574,7 @@ def test_region_scores_leave_out_tiles_without_a_region():
     maps[0, 0, 0], maps[1, 3, 3] = 1, 1
     region = np.zeros((2, 16, 16), np.uint8)
     region[0, :8, :8] = 1
-    found = trial.region_scores({"one": maps, "few": maps[:1]}, region)
+    found = study.region_scores({"one": maps, "few": maps[:1]}, region)
     assert found["hit one"] == found["hit few"] == 1 and found["area"] == 0.25
     assert found["mass one"] == found["mass few"] > 0.99
 
@@ -576,7 +582,7 @@ def test_region_scores_leave_out_tiles_without_a_region():
 def test_agreement_scores_of_a_network_with_itself_and_with_a_blank_one():
     maps = {"Grad-CAM": torch.rand(8, 6, 6, generator=torch.Generator().manual_seed(0))}
     same, nothing = (
-        trial.agreement_scores(maps, {"Grad-CAM": k * maps["Grad-CAM"]}) for k in (2, 0)
+        study.agreement_scores(maps, {"Grad-CAM": k * maps["Grad-CAM"]}) for k in (2, 0)
     )
     assert same["spearman Grad-CAM"] == pytest.approx(1) and same["ssim Grad-CAM"] == pytest.approx(
         1
@@ -588,11 +594,11 @@ def test_agreement_scores_of_a_network_with_itself_and_with_a_blank_one():
 
 def test_agreement_scores_of_few_tiles_pair_none_with_itself():
     maps = {"Grad-CAM": torch.rand(3, 6, 6, generator=torch.Generator().manual_seed(0))}
-    assert trial.agreement_scores(maps, maps)["pair Grad-CAM"] < 0.6  # and not 1 every third time
+    assert study.agreement_scores(maps, maps)["pair Grad-CAM"] < 0.6  # and not 1 every third time
 
 
 def test_fewer_tiles_than_a_batch_are_refused_in_words(tmp_path, monkeypatch):
-    t = studies.Trial(0, recipe=studies.Recipe(n_tiles=96, size=32, steps=4, batch=512))
+    t = claims.Trial(0, recipe=claims.Recipe(n_tiles=96, size=32, steps=4, batch=512))
     monkeypatch.setattr(trial, "cache_folder", lambda: tmp_path)
     with pytest.raises(ValueError, match="54 labelled tiles are fewer than one batch of 512"):
         trial.train_network(t, "trained")
@@ -601,37 +607,37 @@ def test_fewer_tiles_than_a_batch_are_refused_in_words(tmp_path, monkeypatch):
 def test_the_trials_are_of_two_classes():
     t = SimpleNamespace(tiles=SimpleNamespace(class_names=("a", "b", "c")))
     with pytest.raises(RunError, match="explanations: there are 3 classes"):
-        trial.explanations_row(t, "ink")
+        study.row(t, "ink")
 
 
 def test_study_plans_every_arm_of_every_seed_and_twice_as_much_ink():
-    plan = [(row["seed"], row["arm"]) for row in trial.explanations_plan(2)]
+    plan = [(row["seed"], row["arm"]) for row in study.plan(2)]
     assert len(set(plan)) == len(plan) == 2 * 7 + 4
-    assert {arm for seed, arm in plan if seed == 1} == {*trial.ARMS, "ink"}
+    assert {arm for seed, arm in plan if seed == 1} == {*study.ARMS, "ink"}
     assert {arm for seed, arm in plan if seed == 3} == {"ink"}
 
 
 @pytest.mark.slow
 def test_study_goes_on_where_it_stopped(tmp_path, monkeypatch):
     monkeypatch.setenv("CRC_HELPERS_CACHE", str(tmp_path / "cache"))
-    small = studies.Recipe(n_tiles=120, size=32, steps=4, batch=16)
-    rows = studies.do("explanations", seeds=1, recipe=small, folder=tmp_path).set_index("arm")
-    assert list(rows.index) == [*trial.ARMS, "ink", "ink"]
-    networks = rows.loc[list(trial.ARMS)]
-    alike = networks[[f"spearman {m}" for m in trial.METHODS]]
+    small = claims.Recipe(n_tiles=120, size=32, steps=4, batch=16)
+    rows = common.do(study.STUDY, seeds=1, recipe=small, folder=tmp_path).set_index("arm")
+    assert list(rows.index) == [*study.ARMS, "ink", "ink"]
+    networks = rows.loc[list(study.ARMS)]
+    alike = networks[[f"spearman {m}" for m in study.METHODS]]
     assert alike.loc["trained"].to_numpy() == pytest.approx(1, abs=0.01)
     assert (alike.loc[list(trial.AGAIN)] < 0.9).to_numpy().all()
     assert networks["area"].nunique() == 1 and networks["mass centre"].nunique() == 1
     assert rows.loc["ink", "chance mass"].max() < 0.05 < networks["area"].iloc[0]
     before = (tmp_path / "explanations_synthetic.csv").read_bytes()
-    monkeypatch.setattr(trial, "train_network", None)  # nothing is measured twice
-    again = studies.do("explanations", seeds=1, recipe=small, folder=tmp_path)
+    monkeypatch.setattr(study, "train_network", None)  # nothing is measured twice
+    again = common.do(study.STUDY, seeds=1, recipe=small, folder=tmp_path)
     assert len(again) == 9 and (tmp_path / "explanations_synthetic.csv").read_bytes() == before
 
 
 @pytest.mark.slow
 def test_each_training_has_its_own_seed_and_ink_its_own_tiles(tmp_path, monkeypatch):
-    t = studies.Trial(0, recipe=studies.Recipe(n_tiles=96, size=32, steps=4, batch=8))
+    t = claims.Trial(0, recipe=claims.Recipe(n_tiles=96, size=32, steps=4, batch=8))
     seen = {}
     monkeypatch.setattr(trial, "cache_folder", lambda: tmp_path)
     monkeypatch.setattr(trial, "fine_tune", lambda network, images, *_, name, seed, **__:
@@ -647,11 +653,11 @@ def test_each_training_has_its_own_seed_and_ink_its_own_tiles(tmp_path, monkeypa
 
 @pytest.mark.slow
 def test_labels_are_shuffled_among_the_tiles_that_have_one(tmp_path, monkeypatch):
-    tiles = studies.load_tiles(n=96, seed=1)
+    tiles = load_tiles(n=96, seed=1)
     labels = tiles.labels.copy()
     labels[::5] = -1  # as EBHI-Seg's tiles of classes outside the task
-    t = studies.Trial(0, given=studies.replace(tiles, labels=labels),
-                      recipe=studies.Recipe(size=32, steps=4, batch=8))  # fmt: skip
+    t = claims.Trial(0, given=replace(tiles, labels=labels),
+                      recipe=claims.Recipe(size=32, steps=4, batch=8))  # fmt: skip
     seen = []
     monkeypatch.setattr(trial, "cache_folder", lambda: tmp_path)
     monkeypatch.setattr(trial, "fine_tune", lambda network, images, y, *_, **__: seen.append(y))

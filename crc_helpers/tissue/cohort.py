@@ -1,38 +1,33 @@
-"""Plan and write a cohort of drawn slides: sites, readers, clinical columns, MHIST's layout.
+"""Plan a cohort of drawn slides: sites, readers, clinical columns.
 
 Every slide is a polyp. It has a lab, a scanner, a stain, a thickness, a focus and a plane of
-section; its tiles differ in what `synthetic_tissue.OF_A_TILE` names. Seven simulated readers vote
+section; its tiles differ in what `parameters.OF_A_TILE` names. Seven simulated readers vote
 on each tile of a serrated polyp, HP or SSA, and their majority is the label that a data set would
 publish. Normal mucosa and tubular adenoma, in cohorts that ask for them, are not in dispute.
 
-Sources: Wei et al., arXiv 2101.12355 (2021), for the histogram of votes and the layout on disk.
+Sources: Wei et al., arXiv 2101.12355 (2021), for the histogram of votes.
 Synthetic throughout: no number measured on it says anything about patients.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-import cv2
 import numpy as np
 import pandas as pd
-from joblib import Parallel, cpu_count, delayed
-from PIL import Image
 
-from crc_helpers.data_readers import progress
-from crc_helpers.synthetic_tissue import (
+from crc_helpers.tissue.parameters import (
     CLASS_NAMES,
     CRITERIA,
+    INTERNAL,
     KINDS,
+    LOOKS,
+    SITES,
     UNEQUIVOCAL,
-    Drawing,
     TissueParameters,
     distortion,
-    divide,
-    draw_slide,
     kind_of,
 )
-from crc_helpers.tile_store import TileStore
+from crc_helpers.tissue.slide import Slide
 
 TILES_PER_SLIDE = 6
 SHORTCUTS = ("ink", "stain")
@@ -44,30 +39,6 @@ SSA_TILES = (0.05, 0.78)  # share of SSA-like tiles in the slides of either kind
 SEVERITY = ((1.18, 1.30), (0.54, 0.39))
 READER_BIAS = 0.115 * np.array([-1.5, -0.9, -0.4, 0.0, 0.35, 0.85, 1.6])  # added to the threshold
 READER_SKILL = 7.4 * np.array([0.8, 1.3, 1.0, 1.2, 0.9, 1.1, 0.7])  # slope of the logistic curve
-# A site is a lab and a scanner: what it adds to the mean of each parameter.
-SITES = {
-    "Scanner A": {},
-    "Scanner B": {
-        "haematoxylin": -0.2,
-        "eosin": 0.35,
-        "stain_turn": -7.0,
-        "lamp": -1.0,
-        "contrast": -0.18,
-        "focus": 0.4,
-        "noise": 2.0,
-    },
-    # An external site, of which no cohort has a slide unless it is asked for: pale, a yellow lamp,
-    # soft optics. Nuclei are hard to see there, which colour jitter in training does not mend.
-    "Scanner C": {
-        "haematoxylin": -0.4,
-        "eosin": -0.3,
-        "lamp": -1.0,
-        "contrast": -0.2,
-        "focus": 0.4,
-        "noise": 1.5,
-    },
-}
-INTERNAL = 2  # so many of them, the first, a cohort is from
 # Polyp size (logarithm of millimetres, mean and spread) and share in the right colon of either
 # kind, set so that both together tell the polyps apart about as well as the study needs that adds
 # them to morphology and goes from an AUC of .659 to .929 (Hum Pathol 2023, pubmed 37044202).
@@ -77,32 +48,6 @@ SIZE = ((np.log(3.5), np.log(4.0), np.log(10.5), np.log(7.0)), 0.55)
 RIGHT_COLON = (0.5, 0.22, 0.78, 0.55)
 RIGHT = ("Cecum", "Ascending colon", "Transverse colon")
 LEFT = ("Descending colon", "Sigmoid colon", "Rectum")
-# Mean and spread over slides of what normal mucosa and adenomas do not share with serrated polyps.
-# Wide lumina and a cellular stroma in normal mucosa, the reverse in adenomas, are there for the
-# colour meter: without them it would see the mucin of one and the chromatin of the other at once.
-LOOKS = {
-    "Normal": {
-        "severity": (0, 0),
-        "serration": (0, 0),
-        "prolapse": (0, 0),
-        "branching": (0.02, 0),
-        "goblet_share": (0.62, 0.12),
-        "goblet_share_at_base": (0.40, 0.12),
-        "gape": (0.65, 0.25),
-        "cellularity": (0.65, 0.18),
-    },
-    "Tubular adenoma": {
-        "severity": (0, 0),
-        "serration": (0, 0),
-        "prolapse": (0, 0),
-        "branching": (0.30, 0.05),
-        "dysplasia": (0.78, 0.12),
-        "gape": (0.50, 0.30),
-        "crypt_diameter": (75, 6),
-        "crypt_spacing": (98, 6),
-        "cellularity": (0.35, 0.18),
-    },
-}
 
 
 @dataclass(frozen=True)
@@ -171,20 +116,6 @@ class Cohort:
         return pd.DataFrame(known)
 
 
-@dataclass(frozen=True)
-class Slide:
-    """The parameters of a slide's tiles, its seed, its first row in the cohort, file names."""
-
-    parameters: tuple[TissueParameters, ...]
-    seed: int
-    first: int
-    names: tuple[str, ...]
-
-    def draw(self, size: int = 224, mpp: float = 2.0) -> list[Drawing]:
-        """Its tiles."""
-        return divide(draw_slide(self.parameters, self.seed, size, mpp), self.seed)
-
-
 def read(distortions: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Votes for SSA, int64 (n,), of seven readers with a bias, a skill and logistic noise each."""
     evidence = (distortions[:, None] - UNEQUIVOCAL - READER_BIAS) * READER_SKILL
@@ -234,7 +165,7 @@ def make_cohort(
             own, other = vary(parameter, mean, spread, slide, seed), columns.get(parameter, 0.0)
             own = np.clip(own, mean - 2 * spread, mean + 2 * spread)  # no adenoma without dysplasia
             columns[parameter] = np.where(kind == KINDS.index(name), own, other)
-    drawn = tabulate(columns)
+    drawn = as_parameters(columns)
     place = np.array([names.index(name) if name in names else -1 for name in KINDS])
     true_label = place[[KINDS.index(kind_of(p)) for p in drawn]]
     found = np.array([distortion(p) for p in drawn])
@@ -250,7 +181,7 @@ def make_cohort(
             columns["ink_dot"] = marked.astype(float)
         else:
             columns["stain_turn"] = np.clip(columns["stain_turn"] + 6.0 * marked - 3.0, -12, 12)
-    parameters = tabulate(columns)
+    parameters = as_parameters(columns)
     seeds = [np.random.SeedSequence((seed, i)).generate_state(1)[0] for i in range(slide[-1] + 1)]
     return Cohort(
         parameters,
@@ -282,7 +213,7 @@ def vary(
     return np.clip(values, *TissueParameters.__dataclass_fields__[name].metadata["bounds"])[slide]
 
 
-def tabulate(columns: dict[str, np.ndarray]) -> tuple[TissueParameters, ...]:
+def as_parameters(columns: dict[str, np.ndarray]) -> tuple[TissueParameters, ...]:
     """Parameters of n tiles from columns (n,)."""
     rows = np.stack(list(columns.values()), 1).tolist()
     return tuple(TissueParameters(**dict(zip(columns, row, strict=True))) for row in rows)
@@ -385,51 +316,3 @@ def clinical(slide: np.ndarray, kind: np.ndarray, seed: int) -> dict[str, np.nda
     names = np.where(in_right[:, None], RIGHT, LEFT)
     site = names[np.arange(len(slide)), (3 * place).astype(int)]
     return {"Polyp Size (mm)": np.clip(np.round(size), 1, 40).astype(int), "Colon Site": site}
-
-
-# --- Drawing -------------------------------------------------------------------------------------
-
-MASKS = ("glands", "lumina", "nuclei", "diagnostic", "ink")
-Keep = Callable[[Slide, list[Drawing]], None]
-
-
-def draw_all(
-    cohort: Cohort, keep: Keep, size: int = 224, mpp: float = 2.0, processes: int | None = None
-) -> None:
-    """Draw a cohort on all cores, a slide at a time, and hand each slide to `keep`.
-
-    A slide has its own seed, so the number of processes changes nothing; memory stays flat.
-    """
-    jobs = (delayed(_draw)(cohort.one(i), keep, size, mpp) for i in range(cohort.slides))
-    # joblib's own processes: no fork of a process with threads, no `__main__` guard in a script.
-    # If the program is killed they live on, and end after that many idle seconds.
-    work = Parallel(processes or cpu_count(), return_as="generator", idle_worker_timeout=30)
-    with progress(len(cohort.seeds), "drawing tissue") as bar:
-        for drawn in work(jobs):
-            bar.update(drawn)
-
-
-def _draw(slide: Slide, keep: Keep, size: int, mpp: float) -> int:
-    threads = cv2.getNumThreads()
-    cv2.setNumThreads(1)  # there is a process a core
-    try:
-        keep(slide, slide.draw(size, mpp))
-    finally:
-        cv2.setNumThreads(threads)
-    return len(slide.parameters)
-
-
-def to_arrays(folder: Path, slide: Slide, drawings: list[Drawing]) -> None:
-    """Keep images and diagnostic regions in the stores "images" and "masks" of a folder."""
-    rows = slice(slide.first, slide.first + len(drawings))
-    TileStore(folder, "images", writable=True)[rows] = np.stack([d.image for d in drawings])
-    TileStore(folder, "masks", writable=True)[rows] = np.stack([d.diagnostic for d in drawings])
-
-
-def to_files(folder: Path, slide: Slide, drawings: list[Drawing]) -> None:
-    """Save each tile in `images/` and its masks, 0 or 255, in `masks/<what>/`, as PNG."""
-    for name, drawing in zip(slide.names, drawings, strict=True):
-        Image.fromarray(drawing.image.transpose(1, 2, 0)).save(folder / "images" / name)
-        for mask in MASKS:
-            path = folder / "masks" / mask / name
-            Image.fromarray(getattr(drawing, mask) * 255).save(path)
