@@ -21,7 +21,7 @@ from paper_scale import DRAWS, PRETRAINED, SCALES, SHARES, TUNED, Material, Scal
 from torch.nn import functional as F
 
 from crc_helpers import evaluation, figures, grad_cam, runs
-from crc_helpers.explanations_on_trial import centre_map, edge_map
+from crc_helpers.explanations import centre_map, edge_map
 
 Figures = dict[str, float]  # value, low and high: an estimate and its 95 % interval
 NAMES = {
