@@ -4,9 +4,10 @@ OUT    ?= runs/latest
 VENV   := .venv
 BIN    := $(VENV)/bin
 INSTALLED := $(VENV)/installed
+SPREAD := --numprocesses logical --maxprocesses 4 --dist loadgroup
 
 .DEFAULT_GOAL := help
-.PHONY: help course lab test test-fast test-browser test-faults fuzz films lint bench notebooks clean
+.PHONY: help course lab test test-fast test-all films lint bench notebooks clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -24,27 +25,22 @@ course: $(INSTALLED)  ## run all lessons on the embedded tissue (class preset) i
 lab: $(INSTALLED)  ## open the lessons in JupyterLab
 	$(BIN)/jupyter lab --notebook-dir=. --ServerApp.tornado_settings='{"websocket_max_message_size": 104857600}'
 
-test: $(INSTALLED)  ## run every test, the notebooks among them
-	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadgroup
+test: $(INSTALLED)  ## run the tests that every change must pass
+	$(BIN)/python -m pytest $(SPREAD)
 
 test-fast: $(INSTALLED)  ## run the tests that need no training and no notebook
-	$(BIN)/python -m pytest -m 'not slow'
+	$(BIN)/python -m pytest -m 'not slow and not nightly'
 
-test-faults: $(INSTALLED)  ## kills, bad input, long use: the full count, half an hour (make test has a sample)
-	CRC_FAULTS=1 $(BIN)/python -m pytest -rP tests/faults
-
-fuzz: $(INSTALLED)  ## ten minutes of damaged images and tables
+test-all: $(INSTALLED)  ## run every test, also the nightly ones, then fuzz for ten minutes
+	CRC_FAULTS=1 $(BIN)/python -m pytest -m '' $(SPREAD)
 	$(BIN)/python -W ignore tests/faults/fuzz.py --minutes 10
-
-test-browser: $(INSTALLED)  ## operate every explorer in JupyterLab; skipped without Chromium
-	$(BIN)/python -m pytest tests/test_browser.py
 
 films: $(INSTALLED)  ## film two explorers for the README; needs Chromium
 	$(BIN)/python tools/film.py
 
 lint: $(INSTALLED)  ## check style
 	$(BIN)/ruff check .
-	$(BIN)/ruff format --check crc_helpers tests benchmarks/*_speed.py benchmarks/harness.py
+	$(BIN)/ruff format --check crc_helpers studies tools tests benchmarks
 
 bench: $(INSTALLED)  ## measure speed against peers; writes benchmarks/SPEED.md (twenty minutes, 20 GB of disk)
 	for name in views_speed grad_cam_speed pretraining_speed many_tiles explorers_speed; do \

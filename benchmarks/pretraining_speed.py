@@ -47,7 +47,12 @@ def lightly_recipe(backbone, size, batch, folder, fabric, precision):
 
 
 def lightly_steps(
-    backbone: str, size: int, batch: int, folder: Path, fabric, precision: torch.dtype,
+    backbone: str,
+    size: int,
+    batch: int,
+    folder: Path,
+    fabric,
+    precision: torch.dtype,
     repeats: int = 1,
 ) -> Callable[[], Iterator[None]]:
     """Return a function that yields after each training step of an epoch over the files.
