@@ -1,17 +1,22 @@
 """Metrics, intervals, calibration and baselines (lesson 05)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
-from scipy.stats import norm, rankdata
+import torch
+from scipy.stats import binomtest, rankdata
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
+from torchmetrics.functional.classification import multiclass_calibration_error
 
 # Table 2 of Jain & Lynn (2025) as counts: rows truth, columns prediction, in the order HP, SSA.
 # It is the only matrix of 99 + 99 images that gives the printed accuracy and recalls.
 PAPER_COUNTS = np.array([[84, 15], [13, 86]])
+
+Statistic = Callable[[np.ndarray], float]  # of the test tiles at an index array
+Groups = np.ndarray | None  # slide or case of each test tile
 
 
 def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
@@ -24,31 +29,20 @@ def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> tuple[f
         raise ValueError(f"{successes} successes of {n}: give a count from 0 to n")
     if n == 0:
         return 0.0, 1.0
-    z = norm.ppf(0.5 + confidence / 2)
-    p = successes / n
-    centre = (p + z**2 / (2 * n)) / (1 + z**2 / n)
-    half = z / (1 + z**2 / n) * np.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
-    # At 0 and n the bound is exactly 0 or 1; rounding must not take it past.
-    low, high = float(max(0.0, centre - half)), float(min(1.0, centre + half))
-    return 0.0 if successes == 0 else low, 1.0 if successes == n else high
+    found = binomtest(successes, n).proportion_ci(confidence, method="wilson")
+    return float(found.low), float(found.high)
 
 
 def bootstrap_interval(
-    statistic: Callable[[np.ndarray], float],
-    n: int,
-    groups: np.ndarray | None = None,
-    *,
-    samples: int = 1000,
-    confidence: float = 0.95,
-    seed: int = 0,
+    statistic: Statistic, n: int, groups: Groups = None, samples: int = 1000, seed: int = 0
 ) -> tuple[float, float]:
-    """Return the percentile bootstrap interval of a statistic of n test tiles.
+    """Return the 95 % percentile bootstrap interval of a statistic of n test tiles.
 
     statistic: takes an index array, returns a number (NaN where undefined, e.g. one class only).
-    groups: (n,) slide or case ids: whole groups are drawn, because tiles of one slide are not
-    independent and an interval that treats them so is too narrow. (NaN, NaN) for fewer than two
-    groups (tiles without), which show no spread, or where the statistic is undefined in every
-    sample.
+    groups: (n,) slide or case ids; whole groups are drawn, because tiles of one slide are alike and
+    would make the interval too narrow. (NaN, NaN) for fewer than two groups (without groups: tiles)
+    or where every sample gives NaN. Where all tiles are right, or all wrong, the interval has zero
+    width; use `share_interval`.
     Source: Efron & Tibshirani 1993, chapters 13 and 8.
     """
     ids = np.arange(n) if groups is None else np.unique(groups, return_inverse=True)[1]
@@ -57,22 +51,18 @@ def bootstrap_interval(
     rng = np.random.default_rng(seed)
     order = np.argsort(ids, kind="stable")
     members = np.split(order, np.cumsum(np.bincount(ids))[:-1])
-    values = np.empty(samples)
-    for i in range(samples):
-        drawn = rng.integers(0, len(members), len(members))
-        values[i] = statistic(np.concatenate([members[d] for d in drawn]))
-    tail = (1 - confidence) / 2
-    if np.isnan(values).all():  # one class only, say
-        return float("nan"), float("nan")
-    low, high = np.nanquantile(values, [tail, 1 - tail])
+    draws = (rng.integers(0, len(members), len(members)) for _ in range(samples))
+    values = np.array([statistic(np.concatenate([members[d] for d in drawn])) for drawn in draws])
+    known = values[~np.isnan(values)]
+    low, high = np.quantile(known, [0.025, 0.975]) if len(known) else (np.nan, np.nan)
     return float(low), float(high)
 
 
-def share_interval(hit: np.ndarray, groups: np.ndarray | None = None) -> tuple[float, float]:
+def share_interval(hit: np.ndarray, groups: Groups = None) -> tuple[float, float]:
     """Return the 95 % interval of the share of tiles that are a hit, bool (n,).
 
-    Wilson's, or with groups (n,) a bootstrap over them. Of all or none a bootstrap knows no doubt;
-    the interval is then Wilson's for as many trials as there are groups.
+    Wilson's, or with groups (n,) a bootstrap over them. Where all or none are hits, the bootstrap
+    interval would have zero width; Wilson's is used then, with groups counted in place of tiles.
     """
     if groups is None or not len(hit):
         return wilson_interval(int(hit.sum()), len(hit))
@@ -100,45 +90,40 @@ def macro_auc(labels: np.ndarray, probabilities: np.ndarray) -> float:
 
 
 def summarise(
-    labels: np.ndarray, probabilities: np.ndarray, groups: np.ndarray | None = None, seed: int = 0
+    labels: np.ndarray, probabilities: np.ndarray, groups: Groups = None, seed: int = 0
 ) -> dict[str, dict[str, float]]:
     """Return accuracy, balanced accuracy and AUC, each with `value`, `low` and `high`.
 
-    labels int64 (N,), probabilities (N, C). Without groups the accuracy has Wilson's interval;
-    everything else, and everything with groups, is bootstrapped (over groups where given), samples
-    that lack a class left out. Of a value of 1 or 0 a bootstrap knows no doubt; the bound is then
-    Wilson's for as many trials as the rarest class has groups (tiles without). What is not defined,
-    as the AUC of one class only, anything of no tile or a bootstrap of one group, is NaN.
+    labels int64 (N,), probabilities (N, C). Intervals are 95 %: accuracy without groups has
+    Wilson's, all else a bootstrap, over groups where given, without the samples that lack a class.
+    At 0 or 1 the bootstrap interval has zero width; Wilson's is used then, counting the groups
+    (without groups: tiles) of the rarest class. What is not defined is NaN, such as the AUC where
+    only one class is present.
 
     Raises ValueError for probabilities that are NaN.
     """
     if np.isnan(probabilities).any():
         raise ValueError("a probability is NaN: the network that gave it is broken, train it again")
-    predicted = probabilities.argmax(axis=1)
-
-    def mean(values: Sequence) -> float:
-        return float(np.mean(values)) if len(values) else float("nan")
-
-    present = np.unique(labels)
+    right, present = probabilities.argmax(axis=1) == labels, np.unique(labels)
 
     def balanced(i: np.ndarray) -> float:
-        recalls = [(predicted[i][labels[i] == c] == c) for c in present]
-        return mean([r.mean() for r in recalls]) if all(map(len, recalls)) else float("nan")
+        recalls = [right[i][labels[i] == c] for c in present]
+        return np.mean([r.mean() for r in recalls]) if len(i) and all(map(len, recalls)) else np.nan
 
-    statistics: dict[str, Callable[[np.ndarray], float]] = {
-        "accuracy": lambda i: mean(predicted[i] == labels[i]),
+    statistics: dict[str, Statistic] = {
+        "accuracy": lambda i: right[i].mean() if len(i) else np.nan,
         "balanced_accuracy": balanced,
         "auc": lambda i: macro_auc(labels[i], probabilities[i]),
     }
     units = np.arange(len(labels)) if groups is None else groups
-    trials = min((len(np.unique(units[labels == c])) for c in present), default=0)
+    rarest = min((len(np.unique(units[labels == c])) for c in present), default=0)
     result = {}
     for name, statistic in statistics.items():
-        value = statistic(np.arange(len(labels)))
+        value = float(statistic(np.arange(len(labels))))
         if name == "accuracy" and groups is None:
-            low, high = wilson_interval(int((predicted == labels).sum()), len(labels))
+            low, high = wilson_interval(int(right.sum()), len(labels))
         elif value in (0, 1):  # and so in every sample
-            low, high = wilson_interval(int(value * trials), trials)
+            low, high = wilson_interval(int(value * rarest), rarest)
         else:
             low, high = bootstrap_interval(statistic, len(labels), groups, seed=seed)
         result[name] = {"value": value, "low": low, "high": high}
@@ -146,15 +131,11 @@ def summarise(
 
 
 def per_class(
-    labels: np.ndarray,
-    predicted: np.ndarray,
-    class_names: tuple[str, ...],
-    groups: np.ndarray | None = None,
+    labels: np.ndarray, predicted: np.ndarray, class_names: tuple[str, ...], groups: Groups = None
 ) -> pd.DataFrame:
     """Return precision, recall, F1 and support of each class, with intervals.
 
-    labels, predicted: int (N,). The intervals are `share_interval`'s, over groups (N,) where tiles
-    come in them. F1 is no proportion of trials and has none.
+    labels, predicted: int (N,). Intervals: see `share_interval`; F1 is no proportion and has none.
     """
     rows = []
     for c, name in enumerate(class_names):
@@ -162,8 +143,8 @@ def per_class(
         row = {"class": name}
         for metric, among in (("precision", called), ("recall", true)):
             low, high = share_interval(hit[among], None if groups is None else groups[among])
-            row |= {metric: hit.sum() / max(among.sum(), 1)}
-            row |= {f"{metric}_low": low, f"{metric}_high": high}
+            value = hit.sum() / max(among.sum(), 1)
+            row |= {metric: value, f"{metric}_low": low, f"{metric}_high": high}
         f1 = 2 * hit.sum() / max(called.sum() + true.sum(), 1)
         rows.append(row | {"f1": f1, "support": int(true.sum())})
     return pd.DataFrame(rows).set_index("class")
@@ -171,10 +152,8 @@ def per_class(
 
 def expand_counts(confusion: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return (labels, predictions) of a test set with these counts (C, C), rows truth."""
-    truth, predicted = (
-        np.repeat(i.ravel(), confusion.ravel()) for i in np.indices(confusion.shape)
-    )
-    return truth, predicted
+    truth, predicted = np.indices(confusion.shape)
+    return np.repeat(truth, confusion.ravel()), np.repeat(predicted, confusion.ravel())
 
 
 def precision_at_prevalence(recall: float, specificity: float, prevalence: float) -> float:
@@ -194,13 +173,10 @@ def expected_calibration_error(
 
     labels (N,), probabilities (N, C). Source: Guo et al. 2017, arXiv 1706.04599.
     """
-    confidence, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
-    bin_of = np.minimum((confidence * bins).astype(int), bins - 1)
-    gaps = [
-        abs(confidence[bin_of == b].mean() - right[bin_of == b].mean()) * (bin_of == b).mean()
-        for b in np.unique(bin_of)
-    ]
-    return float(np.sum(gaps)) if gaps else float("nan")  # no tile
+    if not len(labels):
+        return float("nan")
+    found = torch.from_numpy(probabilities), torch.from_numpy(labels)
+    return float(multiclass_calibration_error(*found, probabilities.shape[1], n_bins=bins))
 
 
 def colour_statistics(images: np.ndarray, batch: int = 256) -> np.ndarray:
@@ -221,6 +197,5 @@ def colour_statistics(images: np.ndarray, batch: int = 256) -> np.ndarray:
 
 def colour_baseline(features: np.ndarray, labels: np.ndarray) -> Pipeline:
     """Fit logistic regression on colour statistics (N, 15); has `predict_proba`."""
-    return make_pipeline(
-        StandardScaler(), LogisticRegression(max_iter=3000, class_weight="balanced")
-    ).fit(features, labels)
+    regression = LogisticRegression(max_iter=3000, class_weight="balanced")
+    return make_pipeline(StandardScaler(), regression).fit(features, labels)
