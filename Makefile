@@ -4,7 +4,7 @@ OUT    ?= runs/latest
 VENV   := .venv
 BIN    := $(VENV)/bin
 INSTALLED := $(VENV)/installed
-SPREAD := --numprocesses logical --maxprocesses 4 --dist loadgroup
+SPREAD := --numprocesses logical --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .PHONY: help course lab test test-fast test-all films lint bench notebooks clean

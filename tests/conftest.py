@@ -13,17 +13,26 @@ import torch
 from lightning.fabric import Fabric
 
 from crc_helpers import runs
+from crc_helpers.course.cli import main
 
 # Scripts, to be imported by tests; after all else, for one may be called as a module of Python is.
 sys.path += [str(runs.ROOT / folder) for folder in ("studies", "tools")]
 
 
 def pytest_collection_modifyitems(items):
-    """Keep on one process of pytest-xdist: a file, or the tests of one run of the lessons."""
+    """Keep on one process of pytest-xdist a file, or the tests of one run of the lessons; a lesson
+    opened alone needs nothing of others. What takes long begins first.
+    """
+    groups = {}
     for item in items:
-        alone = item.path.name == "test_notebooks.py" and "ci_run" not in item.fixturenames
-        group = item.nodeid if alone else item.path.stem
+        group = item.path.stem
+        if group == "test_notebooks":
+            group = "ci_run" if "ci_run" in item.fixturenames else item.nodeid
         item.add_marker(pytest.mark.xdist_group(group))
+        groups.setdefault(group, []).append(item)
+    slow = {g: sum("slow" in item.keywords for item in members) for g, members in groups.items()}
+    first = sorted(groups, key=lambda g: -slow[g])
+    items[:] = [item for group in first for item in groups[group]]
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -50,3 +59,11 @@ def coloured_tiles():
     rng = np.random.default_rng(0)
     colours = rng.integers(40, 216, (16, 3, 1, 1))
     return (colours + rng.integers(-20, 21, (16, 3, 24, 24))).astype(np.uint8)
+
+
+@pytest.fixture(scope="session")
+def ci_run(tmp_path_factory):
+    """The folder of one run of all lessons by papermill, with the ci preset."""
+    out = tmp_path_factory.mktemp("runs") / "ci"
+    assert main(["run", "--preset", "ci", "--out", str(out)]) == 0
+    return out
