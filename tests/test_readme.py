@@ -1,6 +1,5 @@
-"""The documents: what they link to is there, their commands exist, their results are the run's."""
+"""The documents: what they link to is there, and their commands exist."""
 
-import json
 import re
 import runpy
 import shlex
@@ -51,12 +50,3 @@ def test_commands_and_their_options_exist(line, monkeypatch, capsys):
     known = capsys.readouterr().out
     assert ended.value.code == 0
     assert not [word for word in words if word.startswith("--") and word not in known]
-
-
-def test_results_are_those_of_the_committed_run():
-    metrics = json.loads((ROOT / "figures" / "metrics.json").read_text(encoding="utf-8"))
-    rows = {"pre-trained, fine-tuned": metrics, **metrics["baselines"]}
-    for name, scores in rows.items():
-        for m in (scores["balanced_accuracy"], scores["auc"]):
-            interval = f" [{m['low']:.3f}, {m['high']:.3f}]" if m["high"] > m["low"] else ""
-            assert f"| {m['value']:.3f}{interval} |" in PAGES["docs/results.md"], name

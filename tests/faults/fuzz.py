@@ -1,7 +1,7 @@
 """Ten minutes of strange images, masks and tables: each is read, or refused in one sentence.
 
 
-    python tests/faults/fuzz.py [--minutes 10]    (make fuzz)
+    python tests/faults/fuzz.py [--minutes 10]    (make test-all)
 
 Starts from good files of every kind and damages them: bits flipped, parts cut, doubled, swapped.
 """
