@@ -29,7 +29,7 @@ test: $(INSTALLED)  ## run the tests that every change must pass
 	$(BIN)/python -m pytest $(SPREAD)
 
 test-fast: $(INSTALLED)  ## run the tests that need no training and no notebook
-	$(BIN)/python -m pytest -m 'not slow and not nightly'
+	$(BIN)/python -m pytest -m 'not slow and not nightly' $(SPREAD)
 
 test-all: $(INSTALLED)  ## run every test, also the nightly ones, then fuzz for ten minutes
 	CRC_FAULTS=1 $(BIN)/python -m pytest -m '' $(SPREAD)
