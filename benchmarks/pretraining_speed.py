@@ -97,26 +97,24 @@ def ours(backbone: str, size: int, batch: int, images, fabric, ready: bool):
     model, optimizer = fabric.setup(model, optimizer)
     drawn = torch.rand(2 * batch, 3, size, size, device=fabric.device)
     views = pretraining.channels_last(drawn)
+    learn = partial(pretraining.descend, optimizer, schedule, fabric)
+    training = pretraining.Training(size, epochs=1, batch=batch, lr=1e-3)
 
     def epoch() -> None:
         model.train()
         for _ in range(len(images) // batch):
             z1, z2 = model(views).chunk(2)
             loss = pretraining.nt_xent(z1, z2, 0.2)
-            optimizer.zero_grad()
-            fabric.backward(loss)
-            optimizer.step()
-            schedule.step()
+            learn(loss)
 
     objective = pretraining.Contrast(0.2)
 
     def lesson() -> None:
-        pretraining._train_epoch(
-            model, objective, optimizer, schedule, images, VIEWS["tissue"], fabric, size, batch,
-            seed=0, epoch=1, checkpoint=None,
-        )  # fmt: skip
+        pretraining.contrastive_epoch(
+            model, objective, learn, images, VIEWS["tissue"], fabric, training, epoch=1
+        )
 
-    return runs.memory_kept()(epoch if ready else lesson)  # as in `pretrain`, around all epochs
+    return epoch if ready else lesson
 
 
 def main() -> None:

@@ -35,18 +35,17 @@ def train(tiles, parts, recipe, seed, fabric, rates) -> models.Classifier:
         classifier = models.Classifier(models.Encoder(recipe["BACKBONE"]), 2)
         log = fine_tuning.fine_tune(
             classifier,
-            tiles.images[parts.train],
-            tiles.labels[parts.train],
-            tiles.images[parts.val],
-            tiles.labels[parts.val],
+            *((tiles.images[part], tiles.labels[part]) for part in (parts.train, parts.val)),
             views if isinstance(views, augmentation.Views) else augmentation.VIEWS[views],
             fabric,
-            size=recipe["IMAGE_SIZE"],
-            epochs=recipe["FINE_TUNE_EPOCHS"],
-            batch=recipe["FINE_TUNE_BATCH"],
-            optimizer=recipe["OPTIMIZER"],
-            lr=lr,
-            seed=seed,
+            pretraining.Training(
+                recipe["IMAGE_SIZE"],
+                recipe["FINE_TUNE_EPOCHS"],
+                recipe["FINE_TUNE_BATCH"],
+                lr,
+                recipe["OPTIMIZER"],
+                seed,
+            ),
         )
         loss = log.loc[log["chosen"], "val_loss"].iloc[0]
         if loss < best:

@@ -4,8 +4,8 @@ import copy
 import math
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import NoReturn
 
 import numpy as np
 import pandas as pd
@@ -22,108 +22,80 @@ from tqdm.auto import tqdm
 from crc_helpers.augmentation import Views, one_view
 from crc_helpers.models import Classifier, Encoder
 from crc_helpers.pretraining import (
+    Training,
     batches,
     channels_last,
+    descend,
     embed,
-    keep_batch,
     make_optimizer,
-    stop,
+    mean_loss,
+    state_hash,
     to_device,
 )
-from crc_helpers.runs import (
-    is_finite,
-    load_checkpoint,
-    memory_kept,
-    one_writer,
-    put_aside,
-    randomness,
-    restore,
-    save_checkpoint,
-    save_table,
-)
+from crc_helpers.runs import Checkpoint, fingerprint, randomness, save_table
 from crc_helpers.sources.store import content_hash
 
+Labelled = tuple[np.ndarray, np.ndarray]  # images uint8 (N, 3, H, W), labels int64 (N,) in 0..C-1
+Loss = Callable[[Tensor, Tensor], Tensor]  # of logits (N, C) and labels (N,)
 
-@one_writer
-@memory_kept()
+
 def fine_tune(
     classifier: Classifier,
-    images: np.ndarray,
-    labels: np.ndarray,
-    val_images: np.ndarray,
-    val_labels: np.ndarray,
+    train: Labelled,
+    val: Labelled,
     views: Views,
     fabric: Fabric,
+    training: Training,
     *,
-    size: int,
-    epochs: int,
-    batch: int,
-    lr: float,
-    optimizer: str = "adam",
-    seed: int = 0,
     checkpoint: Path | None = None,
-    mark: str = "",
-    name: str = "fine-tuning",
-    criterion: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
-    val_criterion: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
+    losses: tuple[Loss, Loss] = (F.cross_entropy, F.cross_entropy),
 ) -> pd.DataFrame:
     """Train a classifier in place with cross-entropy; return the log, a row an epoch.
 
-    images: uint8 (N, 3, H, W); labels: int64 (N,) in 0..C-1. The weights left in `classifier` are
-    those of the epoch with the lowest validation loss, marked `chosen` in the log; with an empty
-    validation set (the paper's case) those of the last epoch. checkpoint, mark: as in `pretrain`.
-    criterion, val_criterion: the losses of logits (N, C) and labels (N,) to train and to choose
-    with.
+    train, val: images and labels. The weights left in `classifier` are those of the epoch with the
+    lowest validation loss, marked `chosen` in the log; with an empty validation set (the paper's
+    case) those of the last epoch. checkpoint: as in `pretrain`. losses: to train with, and to
+    choose with.
 
     Raises ValueError for fewer tiles than a batch, FloatingPointError for a loss that is no number.
     """
-    if batch < 2 or epochs < 1:
-        raise ValueError(
-            f"FINE_TUNE_BATCH is {batch}, FINE_TUNE_EPOCHS {epochs}: at least 2 and 1 are needed"
-        )
-    if len(images) < batch:
-        raise ValueError(
-            f"{len(images)} labelled tiles are fewer than one batch of {batch}:"
-            " lower FINE_TUNE_BATCH"
-        )
-    optim, schedule = make_optimizer(classifier, optimizer, lr, epochs * (len(images) // batch))
+    steps = training.epochs * training.require(len(train[0]), "FINE_TUNE")
+    kept = None
+    if checkpoint:
+        mark = fingerprint(training=vars(training), views=vars(views), start=state_hash(classifier),
+                           tiles=[content_hash(x) for x in (*train, *val)],
+                           losses=[str(loss) for loss in losses])  # fmt: skip
+        kept = Checkpoint(checkpoint, mark)
+    optim, schedule = make_optimizer(classifier, training.optimizer, training.lr, steps)
     model, optim = fabric.setup(classifier.to(memory_format=torch.channels_last), optim)
+    learn = partial(descend, optim, schedule, fabric)
+    parts = {"model": model, "optimizer": optim, "schedule": schedule}
     rows: list[dict] = []
     best = None
-    used = (images, labels, val_images, val_labels)
-    data = " ".join(map(content_hash, used)) if checkpoint else ""
-    state = load_checkpoint(checkpoint, mark) if checkpoint else None
-    if state and state.get("data") != data:
-        put_aside(checkpoint, "other tiles or labels")
-    elif state:
-        best = state.get("best")
-        # It is loaded at the end: what does not fit must be said before hours of training.
-        restore(checkpoint, state | {"model": best}, model=classifier)
-        rows = restore(checkpoint, state, model=model, optimizer=optim, schedule=schedule)
-        print(f"going on after epoch {rows[-1]['epoch']} of {epochs}")
-    bar = tqdm(range(len(rows) + 1, epochs + 1), desc=name, unit="epoch")
+    if state := kept and kept.load():
+        rows, best = state["rows"], state["best"]
+        for name, part in parts.items():
+            part.load_state_dict(state[name])
+        print(f"going on after epoch {rows[-1]['epoch']} of {training.epochs}")
+    bar = tqdm(range(len(rows) + 1, training.epochs + 1), desc="fine-tuning", unit="epoch")
     for epoch in bar:
         start = time.perf_counter()
-        with randomness(seed, epoch):
-            row = _train_epoch(
-                model, optim, schedule, images, labels, views, fabric, size, batch, seed, epoch,
-                criterion, checkpoint,
-            )  # fmt: skip
-        if len(val_images):
-            row |= validate(classifier, val_images, val_labels, size, fabric, val_criterion)
+        with randomness(training.seed, epoch):
+            row = supervised_epoch(model, learn, train, views, fabric, training, epoch, losses[0])
+        if len(val[0]):
+            row |= validate(classifier, *val, training.size, fabric, losses[1])
             if not math.isfinite(row["val_loss"]):
-                _stop_choosing(classifier, val_images, size, fabric, checkpoint, epoch, row, batch)
+                raise FloatingPointError(
+                    f"the validation loss of epoch {epoch} is {row['val_loss']}: lower FINE_TUNE_LR"
+                )
         row["seconds"] = round(time.perf_counter() - start, 2)
         rows.append(row)
         before = min((r["val_loss"] for r in rows[:-1] if "val_loss" in r), default=math.inf)
         if row.get("val_loss", -math.inf) < before:  # without validation, every epoch replaces
             best = copy.deepcopy(classifier.state_dict())
         bar.set_postfix({k: f"{row[k]:.3f}" for k in ("loss", "val_loss") if k in row})
-        if checkpoint:
-            save_checkpoint(
-                checkpoint, mark, model=model.state_dict(), optimizer=optim.state_dict(),
-                schedule=schedule.state_dict(), rows=rows, best=best, data=data,
-            )  # fmt: skip
+        if kept:
+            kept.save(epoch == training.epochs, rows=rows, best=best, **parts)
     classifier.load_state_dict(best)
     log = mark_chosen(pd.DataFrame(rows))
     if checkpoint:
@@ -131,52 +103,20 @@ def fine_tune(
     return log
 
 
-def _train_epoch(
-    model,
-    optim,
-    schedule,
-    images,
-    labels,
-    views,
-    fabric,
-    size,
-    batch,
-    seed,
-    epoch,
-    criterion,
-    checkpoint,
+def supervised_epoch(
+    model, learn, labelled: Labelled, views, fabric, training: Training, epoch: int, criterion: Loss
 ) -> dict[str, float]:
+    """Train one epoch on single views, calling `learn` with each loss; return the mean."""
     model.train()
-    generator = torch.Generator().manual_seed(seed * 100_003 + epoch)
+    generator = torch.Generator().manual_seed(training.seed * 100_003 + epoch)
     losses = []
-    for index in batches(len(images), batch, seed, epoch):
-        tiles, target = to_device(images[index], fabric), to_device(labels[index], fabric)
-        logits = model(channels_last(one_view(tiles, views, size, generator)))  # (N, C)
+    for index in batches(len(labelled[0]), training.batch, training.seed, epoch):
+        tiles, target = (to_device(part[index], fabric) for part in labelled)
+        logits = model(channels_last(one_view(tiles, views, training.size, generator)))  # (N, C)
         loss = criterion(logits, target)
-        optim.zero_grad()
-        fabric.backward(loss)
-        optim.step()
-        schedule.step()
+        learn(loss)
         losses.append(loss.detach())
-    mean = float(torch.stack(losses).mean())
-    if not (math.isfinite(mean) and is_finite(model)):
-        order = batches(len(images), batch, seed, epoch)
-        stop(losses, mean, images, order, epoch, checkpoint, "lower FINE_TUNE_LR")
-    return {"epoch": epoch, "loss": mean}
-
-
-def _stop_choosing(classifier, images, size, fabric, checkpoint, epoch, row, batch) -> NoReturn:
-    """Raise FloatingPointError, the validation tiles saved whose logits are no numbers.
-
-    Where all are, the loss itself has failed, and the first tiles stand for all; a batch at most.
-    """
-    logits = embed(classifier, images, size, fabric)
-    odd = (~logits.isfinite().all(dim=1)).nonzero().flatten().numpy()
-    index = (odd if len(odd) else np.arange(len(images)))[:batch]
-    where = keep_batch(checkpoint, images, index, epoch, -1)
-    raise FloatingPointError(
-        f"the validation loss of epoch {epoch} is {row['val_loss']}{where}: lower FINE_TUNE_LR"
-    )
+    return {"epoch": epoch, "loss": mean_loss(losses, model, fabric, epoch, "lower FINE_TUNE_LR")}
 
 
 def validate(

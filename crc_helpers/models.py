@@ -7,7 +7,6 @@ published weights, which were trained on standardised images, have to adapt.
 
 import contextlib
 import json
-import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,13 +14,15 @@ from typing import Any
 import torch
 import torchvision
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
+from safetensors.torch import save
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_reduce
 from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.models.resnet import BasicBlock, ResNet
 
-from crc_helpers.runs import RunError, misfit, note_weights
+from crc_helpers.runs import RunError, atomic_path
+
+LEFT_BY = {"encoder": "lesson 03", "classifier": "lesson 04", "scratch": "lesson 04"}
+SIDES = (32, 64, 96, 112, 128, 160, 192, 224, 256, 288, 384, 448)  # pixels; tried in this order
 
 
 def build_backbone(name: str, weights: str | None = None) -> nn.Module:
@@ -97,11 +98,25 @@ class Encoder(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         try:
             return self.backbone(images)  # (N, 3, H, W) -> (N, D)
-        except AssertionError as error:  # transformers of timm are built for one size, or for steps
+        except (AssertionError, IndexError, RuntimeError, ValueError) as error:
+            sizes = self.sizes(images.device)
+            if images.shape[-1] in sizes:  # something else is wrong
+                raise
             raise ValueError(
-                f"{self.name} cannot take images of {images.shape[-1]} pixels ({error}): change"
-                " IMAGE_SIZE or BACKBONE"
+                f"{self.name} cannot take images of {images.shape[-1]} pixels: change BACKBONE, or"
+                f" IMAGE_SIZE to one of {', '.join(map(str, sizes)) or 'its own'}"
             ) from error
+
+    @torch.no_grad()
+    def sizes(self, device: torch.device | str = "cpu") -> list[int]:
+        """Return which of `SIDES` the backbone takes, in pixels: many are built for one size."""
+        taken = []
+        with evaluating(self.backbone):
+            for side in SIDES:
+                with contextlib.suppress(AssertionError, IndexError, RuntimeError, ValueError):
+                    self.backbone(torch.zeros(2, 3, side, side, device=device))
+                    taken.append(side)
+        return taken
 
     def stage(self, name: str) -> nn.Module:
         """Return the module called `name` inside the backbone, e.g. "layer4".
@@ -147,44 +162,35 @@ class Classifier(nn.Module):
         return self.fc(self.encoder(images))  # (N, 3, H, W) -> (N, D) -> (N, C)
 
 
-class SynchronisedBatchNorm2d(nn.BatchNorm2d):
-    """Batch normalisation over the images of all processes, for CPUs: torch's needs a GPU."""
+def synchronise_statistics(module: nn.Module, device: torch.device) -> nn.Module:
+    """Return the module with batch normalisation over the images of all processes.
 
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.training:
-            return super().forward(x)
-        world, given = torch.distributed.get_world_size(), x.dtype
-        x = x.to(torch.promote_types(given, torch.float32))  # sums of bf16 would be too coarse
-        mean = all_reduce(x.mean(dim=(0, 2, 3))) / world  # (C,); the processes' shares are equal
-        centred = x - mean.view(-1, 1, 1)
-        variance = all_reduce(centred.square().mean(dim=(0, 2, 3))) / world
-        n = x.numel() // x.shape[1] * world
-        with torch.no_grad():
-            self.num_batches_tracked += 1
-            self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(variance * n / (n - 1), self.momentum)
-        scale = self.weight * (variance + self.eps).rsqrt()
-        return (centred * scale.view(-1, 1, 1) + self.bias.view(-1, 1, 1)).to(given)
-
-
-def synchronise_statistics(module: nn.Module, device: torch.device) -> None:
-    """Make batch normalisation, in place, one over the images of all processes.
-
-    Raises ValueError for a kind that would not be the same afterwards, such as timm's with an
-    activation inside.
+    Raises ValueError on a CPU, and for a kind that would not be the same afterwards, such as timm's
+    with an activation inside.
     """
     kinds = {type(part) for part in module.modules() if isinstance(part, _BatchNorm)}
-    if other := kinds - {nn.BatchNorm2d, nn.SyncBatchNorm, SynchronisedBatchNorm2d}:
+    if device.type == "cpu" and kinds:
+        raise ValueError("several devices need GPUs to share batch statistics: take one device")
+    if other := kinds - {nn.BatchNorm2d, nn.SyncBatchNorm}:
         raise ValueError(
             f"BACKBONE has {other.pop().__name__}, which several devices cannot share: take one"
             " device, or a ResNet of torchvision, or a network without batch normalisation"
         )
-    if device.type != "cpu":
-        nn.SyncBatchNorm.convert_sync_batchnorm(module)
-        return
-    for part in module.modules():
-        if type(part) is nn.BatchNorm2d:
-            part.__class__ = SynchronisedBatchNorm2d  # the same weights and buffers
+    return nn.SyncBatchNorm.convert_sync_batchnorm(module)
+
+
+def contrastive_model(backbone: str, head: str, seed: int) -> nn.Sequential:
+    """Return encoder and projection head, their weights drawn from a seed."""
+    torch.manual_seed(seed)
+    encoder = Encoder(backbone)
+    return nn.Sequential(encoder, ProjectionHead(encoder.dim, kind=head))
+
+
+def require_size(backbone: str, size: int) -> None:
+    """Raise ValueError where a backbone is unknown, or does not take images of `size` pixels."""
+    encoder = Encoder(backbone)
+    with torch.no_grad(), evaluating(encoder):
+        encoder(torch.zeros(2, 3, size, size))
 
 
 @contextlib.contextmanager
@@ -207,101 +213,64 @@ def count_parameters(module: nn.Module) -> int:
 # --- Weight files ---------------------------------------------------------------------------------
 
 
-class Facts(dict):
-    """The metadata of a weight file; what it lacks is said with the file's name."""
+def save_weights(path: Path, module: nn.Module, half: bool = False, **facts: Any) -> None:
+    """Write a module's state as safetensors with `facts` as its metadata; half stores fp16."""
+    state = {
+        name: value.detach().cpu().contiguous().to(torch.float16 if half else value.dtype)
+        if value.is_floating_point()
+        else value.detach().cpu()
+        for name, value in module.state_dict().items()
+    }
+    write_weights(path, state, {k: json.dumps(v) for k, v in facts.items()})
 
-    def __init__(self, path: Path, facts: dict[str, Any]) -> None:
-        super().__init__(facts)
-        self.path = path
 
-    def __missing__(self, name: str) -> None:
-        raise RunError(f"{self.path} does not say its {name}: take weights that a lesson has made")
+def write_weights(path: Path, state: dict[str, torch.Tensor], facts: dict[str, str]) -> None:
+    """Write tensors and facts as safetensors, atomically: the same content, the same bytes."""
+    content = save(state, facts)
+    start = 8 + int.from_bytes(content[:8], "little")
+    # The library orders the facts anew each time; a hash of the file must not depend on that.
+    header = json.dumps(json.loads(content[8:start]), sort_keys=True).encode()
+    header += b" " * (-len(header) % 8)
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(len(header).to_bytes(8, "little") + header + content[start:])
 
 
 def read_facts(path: Path) -> dict[str, Any]:
-    """Return the metadata of a weight file.
+    """Return the facts that `save_weights` wrote: backbone, size, classes …
 
-    Raises RunError where the file is missing or is no safetensors file, on asking for a fact that
-    it lacks, and for a size that is none or a network that it is too small to fill.
+    Raises RunError where the file is missing or is no safetensors file.
     """
+    with _opened(path) as file:
+        return {k: json.loads(v) for k, v in (file.metadata() or {}).items()}
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Any]:
     if not path.is_file():
-        raise RunError(
-            f"{path} is missing: run the lesson that makes it, or set START_FROM to 'shipped'"
-        )
+        lesson = LEFT_BY.get(path.stem, "the lesson that makes it")
+        raise RunError(f"{path} is missing: run {lesson}, or set START_FROM to 'shipped'")
     try:
         with safe_open(path, framework="pt") as file:
-            facts = Facts(path, {k: _parse(v) for k, v in (file.metadata() or {}).items()})
-            shapes = [file.get_slice(name).get_shape() for name in file.keys()]  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise RunError(
-            f"{path} is not a safetensors file ({error}): delete it and run again"
-        ) from None
-    for name, kind in (("backbone", str), ("classes", list)):
-        if name in facts and not isinstance(facts[name], kind):
-            raise RunError(f"{path} says its {name} is {facts[name]!r}: delete it")
-    size = facts.get("size", 96)
-    if type(size) is not int or not 8 <= size <= 2048:
-        raise RunError(f"{path} says its size is {size!r}, expected 8 to 2048 pixels: delete it")
-    if "backbone" in facts:
-        _require_room(facts, sum(map(math.prod, shapes)))
-    return facts
-
-
-def _require_room(facts: "Facts", numbers: int) -> None:
-    """Lessons build the network that a file names before they fill it: the file must hold as many
-    numbers as that network has. It is built on torch's meta device, which takes no memory.
-    """
-    name, classes = facts["backbone"], len(facts.get("classes", ()))
-    try:
-        with torch.device("meta"):
-            network = build_backbone(name)
-    except ValueError as error:
-        raise RunError(f"{facts.path}: {error}, or take weights that a lesson has made") from None
-    needed = sum(value.numel() for value in network.state_dict().values())
-    needed += classes * network.num_features
-    if needed > numbers:
-        raise RunError(
-            f"{facts.path} says its backbone is {name!r}, with {classes} classes, which has"
-            f" {needed:,} numbers, and it holds {numbers:,}: take weights that a lesson has made"
-        )
-
-
-def _parse(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):  # another program's metadata
-        return text
+            yield file
+    except (SafetensorError, OSError, ValueError) as error:
+        raise RunError(f"{path} holds no weights of a lesson ({error}): delete it") from error
 
 
 def load_weights(path: Path, module: nn.Module) -> nn.Module:
-    """Fill a module from a weight file and return it.
+    """Fill a module from a weight file, strictly, and return it.
 
-    Raises RunError where the file does not fit the module, holds numbers that are none, or was
-    made from other data or other weights than there are now.
+    Raises RunError where the file is missing, or does not fit the module.
     """
-    if other := misfit(path, read_facts(path).get("made_from")):
-        raise RunError(
-            f"{path} was made from other {other} than there is now: run the lesson that makes it"
-            " again"
-        )
-    wanted = {name: list(value.shape) for name, value in module.state_dict().items()}
-    with safe_open(path, framework="pt") as file:  # shapes first: nothing large is read in vain
-        found = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
-    for name in sorted(wanted.keys() | found.keys()):
-        if found.get(name) != wanted.get(name):
-            raise RunError(
-                f"{path} does not fit {type(module).__name__} ({name} is"
-                f" {found.get(name, 'missing')}, expected {wanted.get(name, 'nothing so called')}):"
-                " take weights of the same network"
-            )
+    with _opened(path) as file:
+        state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        network = (file.metadata() or {}).get("backbone", "another network")
     try:
-        state = load_file(path)
-    except SafetensorError as error:  # a kind of number that torch lacks
-        raise RunError(f"{path} cannot be read ({error}): take a lesson's weights") from None
-    state = {k: v.float() if v.is_floating_point() else v for k, v in state.items()}
-    for name, value in state.items():
-        if not value.isfinite().all():
-            raise RunError(f"{path} holds NaN or infinity in {name}: delete it and run again")
-    module.load_state_dict(state)
-    note_weights(path)
+        module.load_state_dict(
+            {k: v.float() if v.is_floating_point() else v for k, v in state.items()}
+        )
+    except RuntimeError as error:
+        raise RunError(
+            f"{path} does not fit {type(module).__name__}, its weights are those of {network}:"
+            f" build that ({error})"
+        ) from error
     return module

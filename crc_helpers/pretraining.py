@@ -1,11 +1,12 @@
 """Contrastive pre-training without labels: NT-Xent, the loop, what to watch (lesson 03)."""
 
-import itertools
+import hashlib
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import NoReturn
 
 import numpy as np
 import pandas as pd
@@ -15,22 +16,38 @@ from lightning.fabric import Fabric
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from crc_helpers.augmentation import VIEWS, Views, require_views, shrink, two_views
-from crc_helpers.models import Encoder, ProjectionHead, evaluating, synchronise_statistics
-from crc_helpers.runs import (
-    atomic_path,
-    fingerprint,
-    first_alone,
-    is_finite,
-    load_checkpoint,
-    memory_kept,
-    one_writer,
-    randomness,
-    restore,
-    save_checkpoint,
-    save_table,
-)
+from crc_helpers.augmentation import Views, shrink, two_views
+from crc_helpers.models import Encoder, evaluating, synchronise_statistics
+from crc_helpers.runs import Checkpoint, fingerprint, on_first_rank, randomness, save_table
 from crc_helpers.sources.store import content_hash
+
+
+@dataclass(frozen=True)
+class Training:
+    """How a network is trained, on views of which size, for how long and how fast."""
+
+    size: int  # side of a view in pixels
+    epochs: int  # passes over the tiles
+    batch: int  # tiles in a batch
+    lr: float  # learning rate, the highest of the schedule
+    optimizer: str = "adam"  # see `make_optimizer`
+    seed: int = 0  # of batches and views
+
+    def require(self, tiles: int, stage: str) -> int:
+        """Return how many batches of `tiles` an epoch has; `stage` begins the parameters' names.
+
+        Raises ValueError where this cannot train.
+        """
+        if self.batch < 2 or self.epochs < 1:
+            raise ValueError(
+                f"{stage}_BATCH is {self.batch}, {stage}_EPOCHS {self.epochs}: at least 2 and 1 are"
+                " needed"
+            )
+        if tiles < self.batch:
+            raise ValueError(
+                f"{tiles} tiles are fewer than one batch of {self.batch}: lower {stage}_BATCH"
+            )
+        return tiles // self.batch
 
 
 def nt_xent(z1: Tensor, z2: Tensor, temperature: float, fabric: Fabric | None = None) -> Tensor:
@@ -187,34 +204,24 @@ def batches(n: int, size: int, seed: int, epoch: int) -> Iterator[np.ndarray]:
         yield np.sort(order[start : start + size])  # sorted: neighbours on disk are read together
 
 
-@one_writer
-@memory_kept()
 def pretrain(
-    encoder: Encoder,
-    head: ProjectionHead,
+    model: nn.Sequential,
     images: np.ndarray,
     views: Views,
     fabric: Fabric,
+    training: Training,
+    objective: nn.Module,
     *,
-    size: int,
-    epochs: int,
-    batch: int,
-    lr: float,
-    temperature: float,
-    optimizer: str = "adam",
-    seed: int = 0,
     checkpoint: Path | None = None,
-    mark: str = "",
     monitor: Callable[[Encoder, int], dict[str, float]] | None = None,
-    objective: nn.Module | None = None,
 ) -> pd.DataFrame:
     """Train encoder and head in place on tiles without labels; return the log, a row an epoch.
 
-    images: uint8 (N, 3, H, W), an array or a `TileStore`. size: side of a view in pixels.
-    checkpoint: file written after every epoch; a run with the same `mark` goes on from it and ends
-    in the same weights. monitor: called with (encoder, epoch), its numbers join the log.
-    objective: another loss than NT-Xent, called with (model, views, other views, positions of the
-    tiles), where model is encoder and head; what it has to learn itself is trained along.
+    model: nn.Sequential(encoder, projection head). images: uint8 (N, 3, H, W), an array or a
+    `TileStore`. objective: the loss, `Contrast(temperature, fabric)` or another module called with
+    (model, views, other views, positions of the tiles); what it has to learn is trained along.
+    checkpoint: see `runs.Checkpoint`; the same call goes on from it and ends in the same weights,
+    and the log lies beside it. monitor: called with (encoder, epoch), its numbers join the log.
 
     Where `fabric` has several processes, `batch` is shared among them, and views, negatives and
     batch statistics are those of one process with the whole batch; the first one alone watches
@@ -223,71 +230,85 @@ def pretrain(
     Raises ValueError for fewer tiles than a batch, or a batch that the processes cannot share
     evenly; FloatingPointError for a loss that is no number.
     """
-    if batch < 2 or epochs < 1:
-        raise ValueError(
-            f"PRETRAIN_BATCH is {batch}, PRETRAIN_EPOCHS {epochs}: at least 2 and 1 are needed"
-        )
-    if len(images) < batch:
-        raise ValueError(
-            f"{len(images)} tiles are fewer than one batch of {batch}: lower PRETRAIN_BATCH"
-        )
-    if batch % fabric.world_size:
-        raise ValueError(
-            f"PRETRAIN_BATCH is {batch}: {fabric.world_size} processes need a multiple of their"
-            " number"
-        )
-    if objective and fabric.world_size > 1:
-        raise ValueError("on several devices NT-Xent is the only objective: take one device")
-    model = nn.Sequential(encoder, head)
+    steps = training.require(len(images), "PRETRAIN")
+    _require_processes(fabric.world_size, training.batch, objective)
+    kept = None
+    if checkpoint:
+        mark = fingerprint(training=vars(training), views=vars(views), images=content_hash(images),
+                           start=state_hash(model), objective=_name(objective))  # fmt: skip
+        kept = Checkpoint(checkpoint, mark)
     if fabric.world_size > 1:
-        synchronise_statistics(model, fabric.device)
-    steps = epochs * (len(images) // batch)
-    model = model.to(memory_format=torch.channels_last)
-    objective = (objective or Contrast(temperature, fabric)).to(fabric.device)
-    optim, schedule = make_optimizer(nn.ModuleList([model, objective]), optimizer, lr, steps)
+        model = synchronise_statistics(model, fabric.device)
+    encoder, model = model[0], model.to(memory_format=torch.channels_last)
+    objective = objective.to(fabric.device)
+    optim, schedule = make_optimizer(
+        nn.ModuleList([model, objective]), training.optimizer, training.lr, training.epochs * steps
+    )
     model, optim = fabric.setup(model, optim)
+    learn = partial(descend, optim, schedule, fabric)
+    parts = {"model": model, "objective": objective, "optimizer": optim, "schedule": schedule}
     # The first process reads for all: the others may not see its disk.
-    state = first_alone(lambda: load_checkpoint(checkpoint, mark)) if checkpoint else None
-    rows: list[dict[str, float]] = []
+    state = on_first_rank(kept.load) if kept else None
+    rows: list[dict[str, float]] = state["rows"] if state else []
 
     def watch(epoch: int) -> dict[str, float]:
         return {k: float(v) for k, v in monitor(encoder, epoch).items()} if monitor else {}
 
     def keep() -> None:
-        save_checkpoint(
-            checkpoint, mark, model=model.state_dict(), objective=objective.state_dict(),
-            optimizer=optim.state_dict(), schedule=schedule.state_dict(), rows=rows,
-        )  # fmt: skip
+        kept.save(rows[-1]["epoch"] == training.epochs, rows=rows, **parts)
         save_table(checkpoint.with_suffix(".csv"), rows)
 
     if state:
-        rows = restore(checkpoint, state, model=model, objective=objective, optimizer=optim,
-                       schedule=schedule)  # fmt: skip
-        fabric.print(f"going on after epoch {rows[-1]['epoch']} of {epochs}")
-        # A kill may have come between checkpoint and table.
-        first_alone(lambda: save_table(checkpoint.with_suffix(".csv"), rows))
-    elif seen := first_alone(lambda: watch(0)):
+        for name, part in parts.items():
+            part.load_state_dict(state[name])
+        fabric.print(f"going on after epoch {rows[-1]['epoch']} of {training.epochs}")
+        on_first_rank(lambda: save_table(checkpoint.with_suffix(".csv"), rows))
+    elif seen := on_first_rank(lambda: watch(0)):
         rows.append({"epoch": 0, **seen})
     first = int(rows[-1]["epoch"]) + 1 if state else 1
-    bar = tqdm(range(first, epochs + 1), desc="pre-training", unit="epoch",
-               disable=not fabric.is_global_zero)  # fmt: skip
+    quiet = not fabric.is_global_zero
+    bar = tqdm(range(first, training.epochs + 1), desc="pre-training", unit="epoch", disable=quiet)
     for epoch in bar:
-        start = time.perf_counter()
-        with randomness(seed, epoch):
-            row = _train_epoch(model, objective, optim, schedule, images, views, fabric, size,
-                               batch, seed, epoch, checkpoint)  # fmt: skip
+        start, lr = time.perf_counter(), optim.param_groups[0]["lr"]
+        with randomness(training.seed, epoch):
+            row = contrastive_epoch(model, objective, learn, images, views, fabric, training, epoch)
         seconds = max(time.perf_counter() - start, 1e-9)
-        row["seconds"] = round(seconds, 2)
-        row["pairs_per_second"] = round(len(images) // batch * batch / seconds, 1)
-        row |= first_alone(lambda epoch=epoch: watch(epoch))
+        row |= {"lr": lr, "seconds": round(seconds, 2)}
+        row["pairs_per_second"] = round(steps * training.batch / seconds, 1)
+        row |= on_first_rank(lambda epoch=epoch: watch(epoch))
         rows.append(row)
         if collapsed(row):
-            fabric.print(f"epoch {epoch}: the encoder has collapsed, tiles look alike to it: lower"
-                         " PRETRAIN_LR, or take a larger batch or another TEMPERATURE")  # fmt: skip
+            fabric.print(
+                f"epoch {epoch}: the encoder has collapsed, tiles look alike to it: lower"
+                " PRETRAIN_LR, or take a larger batch or another TEMPERATURE"
+            )
         bar.set_postfix(loss=f"{row['loss']:.3f}", pairs_per_s=row["pairs_per_second"])
-        if checkpoint:
-            first_alone(keep)
+        if kept:
+            on_first_rank(keep)
     return pd.DataFrame(rows)
+
+
+def _require_processes(world: int, batch: int, objective: nn.Module) -> None:
+    if batch % world:
+        raise ValueError(
+            f"PRETRAIN_BATCH is {batch}: {world} processes need a multiple of their number"
+        )
+    if world > 1 and not isinstance(objective, Contrast):
+        raise ValueError("on several devices NT-Xent is the only objective: take one device")
+
+
+def state_hash(module: nn.Module) -> str:
+    """Return the SHA-256 of all weights and buffers, with their names."""
+    digest = hashlib.sha256()
+    for name, value in module.state_dict().items():
+        digest.update(name.encode() + value.detach().cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _name(objective: nn.Module) -> list[str]:
+    """Kind, numbers and start of an objective."""
+    numbers = {k: v for k, v in vars(objective).items() if isinstance(v, int | float)}
+    return [type(objective).__name__, str(numbers), state_hash(objective)]
 
 
 class Contrast(nn.Module):
@@ -302,103 +323,58 @@ class Contrast(nn.Module):
         return nt_xent(z1, z2, self.temperature, self.fabric)
 
 
-def _train_epoch(
-    model, objective, optim, schedule, images, views, fabric, size, batch, seed, epoch, checkpoint
+def contrastive_epoch(
+    model, objective, learn, images, views, fabric, training: Training, epoch: int
 ) -> dict[str, float]:
+    """Train one epoch on pairs of views, calling `learn` with each loss; return the mean loss."""
     model.train()
-    generator = torch.Generator().manual_seed(seed * 100_003 + epoch)
-    losses, lr = [], optim.param_groups[0]["lr"]
+    generator = torch.Generator().manual_seed(training.seed * 100_003 + epoch)
+    losses = []
     share = fabric.global_rank, fabric.world_size
-    for index in batches(len(images), batch, seed, epoch):
+    for index in batches(len(images), training.batch, training.seed, epoch):
         tiles = to_device(images[index[share[0] :: share[1]]], fabric)
-        v1, v2 = two_views(tiles, views, size, generator, share)  # 2 x (N, 3, size, size)
+        v1, v2 = two_views(tiles, views, training.size, generator, share)  # 2 x (N, 3, S, S)
         loss = objective(model, v1, v2, index)
-        optim.zero_grad()
-        fabric.backward(loss)
-        optim.step()
-        schedule.step()
+        learn(loss)
         losses.append(loss.detach())  # read once an epoch: reading it here would stall a GPU
-    mean = float(fabric.all_reduce(torch.stack(losses).mean()))  # equal shares: mean of means
-    if not (math.isfinite(mean) and is_finite(model)):  # a last step may ruin what had a loss
-        stop(losses, mean, images, batches(len(images), batch, seed, epoch), epoch,
-             checkpoint if fabric.is_global_zero else None,
-             "lower PRETRAIN_LR or raise TEMPERATURE")  # fmt: skip
-    return {"epoch": epoch, "loss": mean, "lr": lr}
+    advice = "lower PRETRAIN_LR or raise TEMPERATURE"
+    return {"epoch": epoch, "loss": mean_loss(losses, model, fabric, epoch, advice)}
+
+
+def descend(optim, schedule, fabric: Fabric, loss: Tensor) -> None:
+    """Move the weights once, down the gradient of a loss."""
+    optim.zero_grad()
+    fabric.backward(loss)
+    optim.step()
+    schedule.step()
+
+
+def mean_loss(
+    losses: list[Tensor], model: nn.Module, fabric: Fabric, epoch: int, advice: str
+) -> float:
+    """Return the mean of an epoch's losses over all processes, whose shares are equal.
+
+    Raises FloatingPointError, naming epoch and step, where a loss or, after it, a weight is no
+    number.
+    """
+    every = torch.stack(losses)
+    mean = float(fabric.all_reduce(every.mean()))
+    if math.isfinite(mean) and is_finite(model):
+        return mean
+    bad = (~every.isfinite()).nonzero().flatten().tolist()
+    at = f"is no number since step {bad[0] + 1}" if bad else "led to infinite weights"
+    raise FloatingPointError(f"the loss of epoch {epoch} {at} of {len(losses)}: {advice}")
+
+
+def is_finite(model: nn.Module) -> bool:
+    """Return whether all weights are numbers; one look, so that a GPU is waited for once."""
+    flat = [v.detach().abs().max() for v in model.state_dict().values() if v.numel()]
+    return bool(torch.stack([value.float() for value in flat]).isfinite().all())
 
 
 def collapsed(row: dict[str, float]) -> bool:
     """Return whether a monitor's numbers say that all tiles have come to lie on a point or line."""
     return row.get("std", 1.0) < 1e-3 or row.get("effective_rank", 2.0) < 2
-
-
-def stop(
-    losses: list[Tensor],
-    mean: float,
-    images: np.ndarray,
-    order: Iterable[np.ndarray],
-    epoch: int,
-    checkpoint: Path | None,
-    advice: str,
-) -> NoReturn:
-    """Raise FloatingPointError for the first loss that is no number, its batch saved.
-
-    order: the epoch's batches of indices. The batch goes to `<checkpoint>_bad_batch.npz`: tiles,
-    their indices, epoch and step. The last checkpoint is kept, and leads to the same batch again.
-    """
-    bad = (~torch.stack(losses).isfinite()).nonzero().flatten().tolist()
-    step = bad[0] if bad else len(losses) - 1
-    where = keep_batch(checkpoint, images, next(itertools.islice(order, step, None)), epoch, step)
-    what = f"the loss of epoch {epoch} is {mean}, since" if bad else "weights became infinite in"
-    raise FloatingPointError(f"{what} batch {step + 1}{where}: {advice}")
-
-
-def keep_batch(
-    checkpoint: Path | None, images: np.ndarray, index: np.ndarray, epoch: int, step: int
-) -> str:
-    """Save the tiles at `index` beside the checkpoint, if there is one; return where, in words.
-
-    step: which batch of the epoch, from 0; -1 for tiles of validation.
-    """
-    if not checkpoint:
-        return ""
-    path = checkpoint.with_name(f"{checkpoint.stem}_bad_batch.npz")
-    with atomic_path(path) as temporary:
-        np.savez(temporary, images=images[index], index=index, epoch=epoch, step=step)
-    return f"; its tiles are kept in {path}"
-
-
-def pretrain_encoder(
-    tiles,
-    index: np.ndarray,
-    run: Path,
-    fabric: Fabric,
-    *,
-    views: str,
-    backbone: str,
-    head: str,
-    seed: int,
-    monitor: Callable[[Encoder, int], dict[str, float]] | None = None,
-    **settings,
-) -> tuple[Encoder, pd.DataFrame]:
-    """Build encoder and head from `seed`, `pretrain` them on the tiles at `index`, labels unused.
-
-    tiles: `data.Tiles`. views: a name in `augmentation.VIEWS`. backbone, head: see `models`.
-    settings: as in `pretrain`. Checkpoint and log go to `pretraining_<views>` in the folder `run`.
-    Lesson 03 and `crc-course pretrain` both call this: each goes on from what the other has left.
-    Raises ValueError for unknown views, and what `pretrain` raises.
-    """
-    require_views("VIEWS", views)
-    torch.manual_seed(seed)
-    encoder = Encoder(backbone)
-    images = tiles.images.pick(index)
-    mark = fingerprint(tiles=tiles.ids[index].tolist(), pixels=content_hash(images), views=views,
-                       data=tiles.name, head=head, backbone=backbone, seed=seed,
-                       **settings)  # fmt: skip
-    log = pretrain(
-        encoder, ProjectionHead(encoder.dim, kind=head), images, VIEWS[views], fabric, **settings,
-        seed=seed, checkpoint=run / f"pretraining_{views}.ckpt", mark=mark, monitor=monitor,
-    )  # fmt: skip
-    return encoder, log
 
 
 def make_monitor(

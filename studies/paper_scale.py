@@ -27,8 +27,8 @@ from crc_helpers import data, runs
 from crc_helpers.augmentation import VIEWS, shrink
 from crc_helpers.fine_tuning import fine_tune, linear_probe, predict
 from crc_helpers.grad_cam import grad_cam, stage_names
-from crc_helpers.models import Classifier, Encoder, ProjectionHead
-from crc_helpers.pretraining import embed, pretrain, to_device
+from crc_helpers.models import Classifier, Encoder, ProjectionHead, load_weights, save_weights
+from crc_helpers.pretraining import Contrast, Training, embed, pretrain, to_device
 
 FRESH_SEED = 1000  # a cohort that shares no slide with the one trained on
 SHARES = (0.05, 0.10, 0.25)  # of the labels, for probes
@@ -136,12 +136,16 @@ def pretrain_arm(arm: str, scale: Scale, out: Path) -> None:
 
     start = time.perf_counter()
     log = pretrain(
-        encoder, ProjectionHead(encoder.dim), watched["train"], VIEWS[recipe.views], fabric,
-        size=scale.size, epochs=scale.epochs, batch=scale.batch, lr=recipe.lr,
-        temperature=recipe.temperature, optimizer=recipe.optimizer, monitor=keep_features,
-    )  # fmt: skip
+        torch.nn.Sequential(encoder, ProjectionHead(encoder.dim)),
+        watched["train"],
+        VIEWS[recipe.views],
+        fabric,
+        Training(scale.size, scale.epochs, scale.batch, recipe.lr, recipe.optimizer),
+        Contrast(recipe.temperature, fabric),
+        monitor=keep_features,
+    )
     log.to_csv(out / f"pretraining_{arm}.csv", index=False)
-    runs.save_weights(out / f"encoder_{arm}.safetensors", encoder)
+    save_weights(out / f"encoder_{arm}.safetensors", encoder)
     record(out, f"pretrain {arm}", start)
 
 
@@ -152,7 +156,7 @@ def fine_tune_arm(arm: str, scale: Scale, out: Path) -> None:
     torch.manual_seed(0)
     encoder = Encoder(scale.backbone)
     if origin:
-        runs.load_weights(out / f"encoder_{origin}.safetensors", encoder)
+        load_weights(out / f"encoder_{origin}.safetensors", encoder)
     classifier = Classifier(encoder, 2)
     images, labels = stuff.images("train"), stuff.labels("train")
     epochs = scale.tune_epochs
@@ -162,9 +166,9 @@ def fine_tune_arm(arm: str, scale: Scale, out: Path) -> None:
         epochs = -(-scale.tenth_steps // max(1, len(few) // scale.tune_batch))
     start = time.perf_counter()
     log = fine_tune(
-        classifier, images, labels, images[:0], labels[:0], VIEWS[recipe.tune_views], fabric,
-        size=scale.size, epochs=epochs, batch=min(scale.tune_batch, len(images)),
-        lr=recipe.tune_lr, optimizer=recipe.optimizer,
+        classifier, (images, labels), (images[:0], labels[:0]), VIEWS[recipe.tune_views], fabric,
+        Training(scale.size, epochs, min(scale.tune_batch, len(images)), recipe.tune_lr,
+                 recipe.optimizer),
     )  # fmt: skip
     log.to_csv(out / f"fine_tuning_{arm}.csv", index=False)
     record(out, f"fine_tune {arm}", start)

@@ -1,5 +1,6 @@
 """What `crc-course data` does: describe a data set, compare it with its files, prepare one."""
 
+import argparse
 import hashlib
 import os
 from collections import Counter
@@ -11,8 +12,9 @@ import numpy as np
 import pandas as pd
 from PIL import Image, ImageDraw
 
-from crc_helpers.data import Tiles
-from crc_helpers.runs import read_json
+from crc_helpers.course.settings import UsageError
+from crc_helpers.data import Tiles, load_tiles
+from crc_helpers.runs import printable, read_json
 from crc_helpers.sources.base import DataError
 from crc_helpers.sources.cache import cache_folder, hashes
 from crc_helpers.sources.drawn import write_synthetic
@@ -20,9 +22,29 @@ from crc_helpers.sources.ebhi import download_ebhi, ebhi_folder
 from crc_helpers.sources.files import listed
 from crc_helpers.sources.images import decode_all
 from crc_helpers.sources.mhist import MHIST_FORM
-from crc_helpers.sources.store import HASHES, TileStore
+from crc_helpers.sources.store import HASHES, SHARD
 
 NEAR_LIMIT = 20_000  # tiles compared each with each; a few seconds
+
+
+def data(arguments: argparse.Namespace) -> int:
+    """Check a data set, or prepare one."""
+    given = {k: getattr(arguments, k) for k in ("n", "seed", "shortcut", "strength", "scanner")}
+    plan = {k: v for k, v in given.items() if v is not None}
+    if plan and arguments.name != "synthetic":
+        raise UsageError(f"--{next(iter(plan))}: for synthetic tiles only")
+    if "strength" in plan and "shortcut" not in plan:
+        raise UsageError("--strength is that of a --shortcut: name one, ink or stain")
+    if arguments.action == "prepare":
+        folder = prepare(arguments.name, arguments.out or arguments.data_root, **plan)
+        print(f"{arguments.name} is ready in {folder}")
+        return 0
+    sheet = Path(arguments.out or f"{arguments.name}_contact_sheet.png")
+    tiles = load_tiles(arguments.name, arguments.data_root, **plan)
+    print("\n".join(map(printable, check(tiles, sheet))))
+    if arguments.deep:
+        print(check_deep(tiles, arguments.data_root))
+    return 0
 
 
 def prepare(name: str, out: str | Path | None = None, **plan: Any) -> Path:
@@ -79,23 +101,20 @@ def check_deep(tiles: Tiles, root: str | Path | None = None) -> str:
         return said
     source, root, found = listed(tiles.name, root)
     table, _ = source.read(root, found)
-    masks = None if tiles.masks is None else _Compared(tiles.masks, root, table["mask"])
-    decode_all(root, table, _Compared(tiles.images, root, table["file"]), masks)
+
+    def compare(number: int, **decoded: np.ndarray) -> None:
+        for name, array in decoded.items():
+            rows = slice(number * SHARD, number * SHARD + len(array))
+            differ = (array != getattr(tiles, name)[rows]).reshape(len(array), -1).any(axis=1)
+            if differ.any():
+                file = table[name.removesuffix("s").replace("image", "file")].iloc[rows][differ]
+                raise DataError(
+                    f"{root / file.iloc[0]}: changed since it was decoded, with the same size and"
+                    f" time; delete {folder}"
+                )
+
+    decode_all(root, table, tiles.images.shape[-1], compare)
     return f"{said}; {len(table):,} tiles decoded again, all as in the cache"
-
-
-class _Compared:
-    """Takes the place of a store in `decode_all`: refuses a tile that differs from the kept one."""
-
-    def __init__(self, store: TileStore, root: Path, files: pd.Series) -> None:
-        self.store, self.root, self.files, self.shape = store, root, files.to_list(), store.shape
-
-    def __setitem__(self, row: int, tile: np.ndarray) -> None:
-        if not np.array_equal(self.store[row], tile):
-            raise DataError(
-                f"{self.root / self.files[row]}: changed since it was decoded, with the same size "
-                f"and time; delete {self.store.folder}"
-            )
 
 
 def _members(tiles: Tiles) -> list[tuple[str, np.ndarray]]:

@@ -6,6 +6,7 @@ import importlib
 import os
 from pathlib import Path
 
+from crc_helpers.course.settings import UsageError, lesson_files
 from crc_helpers.runs import ROOT, device_name, has_fast_bf16, versions
 
 
@@ -31,6 +32,10 @@ def doctor(_arguments: argparse.Namespace) -> int:
     print(f"{'memory':<14} {_memory()}")
     if not torch.isfinite(torch.ones(2, 2) @ torch.ones(2, 2)).all():
         problems.append("torch computes wrongly: install it again")
+    try:
+        print(f"{'lessons':<14} {len(lesson_files())}")
+    except UsageError as error:
+        problems.append(str(error))
     for folder in (ROOT, Path.cwd()):
         if not os.access(folder, os.W_OK):
             problems.append(f"{folder} is read-only: give --out a folder that you may write to")

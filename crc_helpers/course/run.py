@@ -1,8 +1,8 @@
 """Execute lessons into a run folder, in order, and skip what is done."""
 
 import argparse
+import os
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -17,147 +17,100 @@ from crc_helpers.course.settings import (
     lesson_settings,
     parameters_of,
 )
-from crc_helpers.runs import (
-    ARTEFACTS,
-    NOTES,
-    RunError,
-    atomic_path,
-    file_hash,
-    fingerprint,
-    note,
-    only_one,
-    read_json,
-    read_notes,
-    run_folder,
-    save_json,
-)
+from crc_helpers.runs import RunError, atomic_path, locked, read_json, run_folder, save_json
 
-LESSONS = "lessons"  # the lock of a run folder is called so
+# glibc gives every large buffer back to the system when it is freed, which zeroes its pages when
+# they are asked for again: a sixth of a training step. The Makefile sets the same.
+MEMORY = {"MALLOC_TRIM_THRESHOLD_": "2147483647", "MALLOC_MMAP_THRESHOLD_": "1073741824"}
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Execute lessons in order into a run folder; skip what is done with the same parameters."""
     lessons = lesson_files(arguments.lessons)
-    parameters = {file: parameters_of(file) for file in lesson_files()}
-    settings = lesson_settings(arguments, parameters)
+    usual = {file: parameters_of(file) for file in lesson_files()}
+    settings = lesson_settings(arguments, usual)
     out = run_folder(settings["RUN"])
-    with only_one(out / LESSONS):
-        return _run(arguments, lessons, parameters, settings, out)
-
-
-def _run(
-    arguments: argparse.Namespace,
-    lessons: list[Path],
-    parameters: dict[Path, dict],
-    settings: dict[str, Any],
-    out: Path,
-) -> int:
-    from crc_helpers.data import load_tiles  # imports of seconds wait until they are needed
-
-    first = {**parameters[lesson_files()[0]], **settings}
-    if lessons[0] == lesson_files()[0]:  # bad data is said here, in one line, and not from a cell
-        data = load_tiles(first["DATA"], first["DATA_ROOT"], classes=first["CLASSES"],
-                          n=first["N_TILES"], seed=first["SEED"]).digest  # fmt: skip
-    else:  # what lesson 01 has seen; the others refuse data that is no longer that
-        seen = out / "data.json"
-        data = read_json(seen).get("digest") if seen.is_file() else None
-    record = out / "lessons.json"
-    done = _done(record)
-    code = fingerprint(code={str(f): f.read_text(encoding="utf-8") for f in _sources()})
-    usual = {name: value for literals in parameters.values() for name, value in literals.items()}
-    changed = {k: v for k, v in settings.items() if v != usual[k] and k not in GIVEN}
-    mark = fingerprint(data=data)
-    for file, literals in parameters.items():
-        mine = {name: settings[name] for name in literals if name in settings}
-        # Each lesson's mark holds the one before: a change runs all that builds on it again.
-        mark = fingerprint(before=mark, parameters=mine, notebook=_code_of(file), code=code)
-        before = done.get(file.stem, {})
-        kept = {k: v for k, v in (literals | mine).items() if k != "RUN"}  # folders may move
-        if file not in lessons:
-            known = before.get("parameters") or _by_hand(out, file)
-            asked = kept if before else {name: mine[name] for name in mine if name in kept}
-            _require_same(out, file.stem, known, asked)
-            continue
-        if before.get("mark") == mark and (out / file.name).is_file():
-            if not (changed := _changed(out, before.get("files", {}))):
-                print(f"{file.stem}: done before with these parameters, skipped")
-                continue
-            print(f"{file.stem}: {changed} is not what it left, so it is run again")
-        start, there = time.perf_counter(), _artefacts(out)
-        if status := _execute(file, out, mine, changed):
+    with locked(out / "lessons"):
+        if status := _run(lessons, usual, settings, out):
             return status
-        left = {name: file_hash(out / name)
-                for name, when in _artefacts(out).items() if there.get(name) != when}  # fmt: skip
-        done[file.stem] = {"mark": mark, "seconds": round(time.perf_counter() - start, 1),
-                           "parameters": kept, "files": left}  # fmt: skip
-        save_json(record, done)
-    _complete_metrics(out, done, arguments.preset)
-    total = sum(lesson["seconds"] for lesson in done.values())
-    print(
-        f"\nThe lessons took {total / 60:.1f} minutes. Open {out / lessons[0].stem}.html to read."
-    )
-    if (out / "metrics.json").is_file():
-        print(f"Numbers are in {out / 'metrics.json'}.")
+        seconds = {f.stem: m["duration"] for f in lesson_files() if (m := record(out / f.name))}
+        if (out / "metrics.json").is_file():
+            metrics = read_json(out / "metrics.json")
+            save_json(out / "metrics.json",
+                      metrics | {"preset": arguments.preset, "seconds": seconds})  # fmt: skip
+            print(f"Numbers are in {out / 'metrics.json'}.")
+    total = sum(seconds.values()) / 60
+    print(f"The lessons took {total:.1f} minutes. Open {out / lessons[0].stem}.html to read.")
     return 0
 
 
-def _done(record: Path) -> dict[str, dict[str, Any]]:
-    """What `run` noted of each lesson."""
-    done = read_json(record) if record.is_file() else {}
-    kinds = {"mark": str, "seconds": int | float, "parameters": dict, "files": dict}
-    if not all(isinstance(lesson, dict) and all(isinstance(lesson.get(k), kinds[k]) for k in kinds)
-               for lesson in done.values()):  # fmt: skip
-        raise UsageError(f"{record} is not what this command wrote: delete it, and run again")
-    return done
+def _run(lessons: list[Path], usual: dict[Path, dict], settings: dict[str, Any], out: Path) -> int:
+    literals = {name: value for parameters in usual.values() for name, value in parameters.items()}
+    changed = {k: v for k, v in settings.items() if v != literals[k] and k not in GIVEN}
+    again = lessons[0] == lesson_files()[0] and _data_has_changed(literals | settings, out)
+    for file in lesson_files():
+        mine = {name: settings[name] for name in usual[file] if name in settings}
+        if file not in lessons:
+            _require_same(out / file.name, usual[file], mine)
+        elif not again and is_done(out / file.name, file, usual[file], mine):
+            print(f"{file.stem}: done before with these parameters, skipped"
+                  f" (delete {out / file.name} to run it again)")  # fmt: skip
+        else:
+            again = True
+            if status := _execute(file, out, mine, changed):
+                return status
+    return 0
 
 
-def _by_hand(out: Path, lesson: Path) -> dict[str, Any]:
-    """The parameters of data that lesson 01 left when nobody noted them: it was run by hand."""
-    file = out / "data.json"
-    if lesson != lesson_files()[0] or not file.is_file():
+def _data_has_changed(p: dict[str, Any], out: Path) -> bool:
+    """Whether the tiles are others than lesson 01 left; bad data is said here, not in a cell."""
+    from crc_helpers.data import load_tiles  # imports of seconds wait until they are needed
+
+    tiles = load_tiles(
+        p["DATA"], p["DATA_ROOT"], classes=p["CLASSES"], n=p["N_TILES"], seed=p["SEED"]
+    )
+    seen = out / "data.json"
+    return seen.is_file() and read_json(seen).get("digest") != tiles.digest
+
+
+def record(executed: Path) -> dict[str, Any]:
+    """Return what papermill notes in a notebook that it has executed; empty where it has not."""
+    if not executed.is_file():
         return {}
-    known = dict(read_json(file))
-    names = {"DATA": "name", "DATA_ROOT": "root", "N_TILES": "n", "SPLIT": "scheme"}
-    names |= {name: name.lower() for name in ("CLASSES", "SEED", "TEST", "VALIDATION")}
-    return {name: known[key] for name, key in names.items() if key in known}
+    return dict(nbformat.read(executed, as_version=4).metadata.get("papermill", {}))
 
 
-def _artefacts(out: Path) -> dict[str, int]:
-    """Results in a run folder and when they were written (ns)."""
-    own = ("lessons.json", "metrics.json", NOTES)  # which lessons and this command add to
-    files = [f for f in out.glob("[!.]*") if f.suffix in ARTEFACTS and f.name not in own]
-    return {file.name: file.stat().st_mtime_ns for file in sorted(files)}
+def is_done(executed: Path, lesson: Path, usual: dict[str, Any], mine: dict[str, Any]) -> bool:
+    """Return whether a lesson stands executed without an error, with this code and parameters."""
+    noted = record(executed)
+    if not noted or noted["exception"] or not noted["end_time"]:
+        return False
+    # The folder may have moved.
+    was, now = ({**usual, **p, "RUN": ""} for p in (noted["parameters"], mine))
+    return was == now and _code_of(executed) == _code_of(lesson)
 
 
-def _changed(out: Path, files: dict[str, str]) -> str:
-    """The first of the files that is not as it was left, or an empty word."""
-    same = (name for name, before in files.items()
-            if not (out / name).is_file() or file_hash(out / name) != before)  # fmt: skip
-    return next(same, "")
-
-
-def _require_same(out: Path, lesson: str, before: dict[str, Any], now: dict[str, Any]) -> None:
-    for name in sorted(before.keys() & now.keys()):
-        if before.get(name) != now.get(name):
+def _require_same(executed: Path, usual: dict[str, Any], mine: dict[str, Any]) -> None:
+    was = usual | record(executed)["parameters"] if executed.is_file() else mine
+    for name in sorted(mine.keys() - {"RUN"}):
+        if was[name] != mine[name]:
             raise UsageError(
-                f"{out} holds {lesson} with {name}={before.get(name)!r}, and now it is"
-                f" {now.get(name)!r}: run that lesson too (--lessons), or choose another --out"
+                f"{executed} has {name}={was[name]!r}, and now it is {mine[name]!r}: run that"
+                " lesson too (--lessons), or choose another --out"
             )
-
-
-def _sources() -> list[Path]:
-    return sorted(Path(__file__).parents[1].rglob("*.py"))
 
 
 def _code_of(notebook: Path) -> list[str]:
     cells = nbformat.read(notebook, as_version=4).cells
-    return [cell.source for cell in cells if cell.cell_type == "code"]
+    given = "injected-parameters"
+    return [c.source for c in cells if c.cell_type == "code" and given not in c.metadata["tags"]]
 
 
 def _execute(file: Path, out: Path, parameters: dict[str, Any], changed: dict[str, Any]) -> int:
     import papermill
     from nbclient.exceptions import DeadKernelError
 
+    os.environ |= MEMORY | os.environ  # of the kernel that starts now
     target, unfinished = out / file.name, out / f".{file.name}"  # papermill writes in place
     failed = out / f"{file.stem}.failed.ipynb"  # what succeeded before is kept
     try:
@@ -184,14 +137,3 @@ def _execute(file: Path, out: Path, parameters: dict[str, Any], changed: dict[st
     with atomic_path(target.with_suffix(".html")) as temporary:
         temporary.write_text(page(target, changed), encoding="utf-8")
     return 0
-
-
-def _complete_metrics(out: Path, done: dict[str, Any], preset: str) -> None:
-    path = out / "metrics.json"
-    if not path.is_file():
-        return
-    metrics = read_json(path)
-    metrics |= {"preset": preset, "seconds": {k: v["seconds"] for k, v in done.items()}}
-    save_json(path, metrics)
-    if before := read_notes(out).get(path.name):
-        note(path, before["made_from"], before["parameters"])
