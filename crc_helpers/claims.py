@@ -1,51 +1,36 @@
-"""Rivals, other ways to learn, remedies, and the statistics of comparing (lesson 07)."""
+"""Other objectives, the statistics of comparing, and the experiment studies repeat (lesson 07)."""
 
-import copy
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Self
 
 import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
 from lightning.fabric import Fabric
-from scipy.special import expit, logit
-from scipy.stats import binomtest, norm, rankdata
+from scipy.stats import norm, rankdata
 from scipy.stats import t as student
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import balanced_accuracy_score
-from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
 from crc_helpers.augmentation import VIEWS, Views
 from crc_helpers.data import Split, Tiles, load_tiles, split
 from crc_helpers.evaluation import macro_auc
-from crc_helpers.fine_tuning import fine_tune, linear_probe, predict
-from crc_helpers.models import Classifier, Encoder, ProjectionHead, load_weights
-from crc_helpers.pretraining import (
-    Contrast,
-    channels_last,
-    embed,
-    pretrain,
-)
-from crc_helpers.runs import (
-    ROOT,
-    RunError,
-    file_hash,
-    fingerprint,
-    make_fabric,
-    save_weights,
-)
+from crc_helpers.fine_tuning import Loss, fine_tune, predict
+from crc_helpers.models import Classifier, Encoder, load_weights, save_weights
+from crc_helpers.pretraining import Training
+from crc_helpers.runs import ROOT, RunError, fingerprint, make_fabric
 from crc_helpers.sources.cache import cache_folder
-from crc_helpers.sources.drawn import KINDS, make_cohort
-from crc_helpers.sources.store import content_hash
+from crc_helpers.sources.drawn import make_cohort
 
-FOLDER = ROOT / "studies"
+STUDIES = ROOT / "studies"  # where the tables lie
 FIRST_SEED = 200  # of the cohorts: none that the course was developed on
 RETESTED = 0.54  # of EBHI-Seg, a quarter of all tiles by whole cases: 287 tested, 534 not
 LONGER = 8  # times the recipe's epochs of pre-training, or steps with labels
@@ -60,30 +45,6 @@ CONFIRMED = (
 )
 BACKBONES = ("resnet8", "convnext_atto", "vit_tiny_patch16_224")
 FEW = ", 10 % of the labels"
-RIGHT = ("Cecum", "Ascending colon", "Transverse colon")  # sites of the right colon
-
-# --- A rival --------------------------------------------------------------------------------------
-
-
-class PlainCNN(nn.Module):
-    """A stack of convolutions and poolings without shortcuts, in the manner of MA_ColonNet.
-
-    Images (N, 3, H, W) to features (N, 256). It stands for the plain network of Yildirim et al.
-    2022, whose layers it does not repeat.
-    """
-
-    num_features = 256
-
-    def __init__(self) -> None:
-        super().__init__()
-        blocks = []
-        for before, after in ((3, 32), (32, 64), (64, 128), (128, 256)):
-            convolution = nn.Conv2d(before, after, 3, padding=1, bias=False)
-            blocks += [convolution, nn.BatchNorm2d(after), nn.ReLU(), nn.MaxPool2d(2)]
-        self.features = nn.Sequential(*blocks)
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.features(images).mean(dim=(2, 3))
 
 
 # --- Other ways to learn without labels, on the loop of lesson 03 ---------------------------------
@@ -97,7 +58,7 @@ def moco_loss(queries: Tensor, keys: Tensor, queue: Tensor, temperature: float) 
     """
     q, k, queue = (F.normalize(x, dim=1) for x in (queries, keys, queue))
     logits = torch.cat([(q * k).sum(dim=1, keepdim=True), q @ queue.T], dim=1)  # (N, 1 + K)
-    return F.cross_entropy(logits / temperature, torch.zeros(len(q), dtype=torch.long).to(q.device))
+    return F.cross_entropy(logits / temperature, torch.zeros(len(q), dtype=int, device=q.device))
 
 
 def simsiam_loss(p1: Tensor, p2: Tensor, z1: Tensor, z2: Tensor) -> Tensor:
@@ -136,87 +97,6 @@ def sup_con_loss(z1: Tensor, z2: Tensor, labels: Tensor, temperature: float) -> 
     return -(log_p.sum(dim=1) / positive.sum(dim=1)).mean()
 
 
-class MoCo(nn.Module):
-    """Momentum contrast: keys from a slowly following copy, negatives from a queue of them.
-
-    size: of the queue, far below the number of tiles, or a tile would often be its own negative.
-    Batch normalisation is not shuffled among devices as in the paper: there is one device.
-    """
-
-    def __init__(self, model: nn.Sequential, temperature: float, size: int = 256) -> None:
-        super().__init__()
-        self.temperature, self.keys = temperature, copy.deepcopy(model).requires_grad_(False)
-        self.register_buffer("queue", torch.randn(size, model[-1].out_dim))
-
-    def forward(self, model: nn.Module, v1: Tensor, v2: Tensor, _index: np.ndarray) -> Tensor:
-        with torch.no_grad():
-            for key, query in zip(self.keys.parameters(), model.parameters(), strict=True):
-                key.lerp_(query, 0.01)
-            keys = self.keys(channels_last(v2)).float()
-        loss = moco_loss(model(channels_last(v1)).float(), keys, self.queue, self.temperature)
-        self.queue = torch.cat([keys, self.queue])[: len(self.queue)]  # the oldest drop out
-        return loss
-
-
-class SimSiam(nn.Module):
-    """Two views, a predictor, no negatives; projections are normalised over the batch."""
-
-    def __init__(self, model: nn.Sequential, hidden: int = 64) -> None:
-        super().__init__()
-        width = model[-1].out_dim
-        self.norm = nn.BatchNorm1d(width)
-        self.predictor = nn.Sequential(
-            nn.Linear(width, hidden), nn.BatchNorm1d(hidden), nn.ReLU(), nn.Linear(hidden, width)
-        )
-
-    def forward(self, model: nn.Module, v1: Tensor, v2: Tensor, _index: np.ndarray) -> Tensor:
-        z1, z2 = self.norm(model(channels_last(torch.cat([v1, v2]))).float()).chunk(2)
-        return simsiam_loss(self.predictor(z1), self.predictor(z2), z1, z2)
-
-
-class BarlowTwins(nn.Module):
-    """Two views whose features shall agree one by one and not repeat each other."""
-
-    def forward(self, model: nn.Module, v1: Tensor, v2: Tensor, _index: np.ndarray) -> Tensor:
-        return barlow_twins_loss(*model(channels_last(torch.cat([v1, v2]))).float().chunk(2))
-
-
-class SupCon(nn.Module):
-    """Contrast with labels, those of the tiles trained on: no method without labels may use it."""
-
-    def __init__(self, temperature: float, labels: np.ndarray) -> None:
-        super().__init__()
-        self.temperature, self.labels = temperature, torch.from_numpy(labels)
-
-    def forward(self, model: nn.Module, v1: Tensor, v2: Tensor, index: np.ndarray) -> Tensor:
-        z1, z2 = model(channels_last(torch.cat([v1, v2]))).chunk(2)
-        return sup_con_loss(z1, z2, self.labels[index].to(z1.device), self.temperature)
-
-
-def make_objective(
-    name: str, model: nn.Sequential, temperature: float, labels: np.ndarray
-) -> nn.Module:
-    """Return what `pretraining.pretrain` takes as `objective`.
-
-    name: "NT-Xent", "MoCo", "SimSiam", "Barlow Twins" or "SupCon". model: encoder and head in a
-    row, which MoCo copies. labels: int64 (N,) of the tiles, which SupCon alone looks at.
-    Raises ValueError for another name.
-    """
-    known = {
-        "NT-Xent": lambda: Contrast(temperature),
-        "MoCo": lambda: MoCo(model, temperature),
-        "SimSiam": lambda: SimSiam(model),
-        "Barlow Twins": BarlowTwins,
-        "SupCon": lambda: SupCon(temperature, labels),
-    }
-    if name not in known:
-        raise ValueError(f"objective {name!r} is unknown: choose one of {', '.join(known)}")
-    return known[name]()
-
-
-# --- Few labels, uneven labels --------------------------------------------------------------------
-
-
 def labelled_subset(labels: np.ndarray, fraction: float, seed: int) -> np.ndarray:
     """Return the positions of a share of the tiles, at least one a class, sorted.
 
@@ -230,93 +110,7 @@ def labelled_subset(labels: np.ndarray, fraction: float, seed: int) -> np.ndarra
     return np.sort(np.concatenate(taken))
 
 
-def oversampled(labels: np.ndarray) -> np.ndarray:
-    """Return positions in which every class is as frequent as the most common: rare ones recur."""
-    classes = [np.flatnonzero(labels == label) for label in np.unique(labels)]
-    return np.sort(np.concatenate([np.resize(c, max(map(len, classes))) for c in classes]))
-
-
-def focal_loss(logits: Tensor, labels: Tensor, gamma: float = 2.0) -> Tensor:
-    """Return cross-entropy that forgets what is already right: times (1 - p) to the gamma.
-
-    logits (N, C), labels (N,). Source: Lin et al. 2017, arXiv 1708.02002, equation 4.
-    """
-    log_p = F.log_softmax(logits, dim=1).gather(1, labels[:, None])[:, 0]
-    return -((1 - log_p.exp()) ** gamma * log_p).mean()
-
-
-def best_threshold(labels: np.ndarray, scores: np.ndarray) -> float:
-    """Return the threshold on the score of class 1 with the best balanced accuracy.
-
-    labels (N,) of 0 and 1, scores (N,). To be chosen on validation, and applied to test.
-    """
-    candidates = np.unique(scores)
-    called = scores >= candidates[:, None]  # (thresholds, N)
-    sensitivity = called[:, labels == 1].mean(axis=1)
-    specificity = 1 - called[:, labels == 0].mean(axis=1)
-    return float(candidates[(sensitivity + specificity).argmax()])
-
-
-# --- Another site, and what is known besides the tile ---------------------------------------------
-
-
-def normalise_stain(images: np.ndarray, reference: np.ndarray, method: str) -> np.ndarray:
-    """Return tiles with the stain of a reference, by torchstain.
-
-    images: uint8 (N, 3, H, W); reference: uint8 (3, H, W). method: "Macenko" or "Reinhard". A tile
-    of nearly nothing but glass, or of one colour, is left as it is.
-    Sources: Macenko et al. 2009, doi:10.1109/ISBI.2009.5193250; Reinhard et al. 2001,
-    doi:10.1109/38.946629. Raises ValueError for another method.
-    """
-    from torchstain.numpy import normalizers  # rarely needed
-
-    known = {"Macenko": normalizers.NumpyMacenkoNormalizer,
-             "Reinhard": normalizers.NumpyReinhardNormalizer}  # fmt: skip
-    if method not in known:
-        raise ValueError(f"method {method!r} is unknown: choose one of {', '.join(known)}")
-    normalizer = known[method]()
-    normalizer.fit(reference.transpose(1, 2, 0))
-    done = np.array(images)
-    for i, image in enumerate(images):
-        stained = (image.max(axis=0) < 205).mean()  # optical density above 0.15 in every channel
-        if stained > 0.01 and image.std(axis=(1, 2)).min() > 0:  # else there is none to estimate
-            found = normalizer.normalize(image.transpose(1, 2, 0))
-            found = found[0] if method == "Macenko" else found  # it gives the stains apart, too
-            done[i] = np.clip(found, 0, 255).astype(np.uint8).transpose(2, 0, 1)
-    return done
-
-
-def clinical_features(metadata: pd.DataFrame) -> np.ndarray:
-    """Return logarithm of the polyp's size in mm, and 1 in the right colon, 0 in the left: (N, 2).
-
-    metadata: with the columns "Polyp Size (mm)" and "Colon Site". NaN where not known or empty.
-    """
-    site = metadata["Colon Site"].replace("", np.nan)
-    size = np.log(metadata["Polyp Size (mm)"].to_numpy(float))
-    right = site.isin(RIGHT).where(site.notna(), np.nan)
-    return np.stack([size, right], axis=1).astype(float)
-
-
-def fuse(*probabilities: np.ndarray) -> np.ndarray:
-    """Return the mean of classifiers' log odds as a probability, (N,): late fusion.
-
-    probabilities: (N,) each, of class 1; a NaN is a missing answer, and the others decide.
-    """
-    odds = np.stack([logit(np.clip(p, 1e-6, 1 - 1e-6)) for p in probabilities])
-    return expit(np.nanmean(odds, axis=0))
-
-
 # --- Comparing ------------------------------------------------------------------------------------
-
-
-def mcnemar_test(first_right: np.ndarray, second_right: np.ndarray) -> float:
-    """Return the exact p value for two classifiers being right equally often on the same tiles.
-
-    first_right, second_right: bool (N,). Only tiles on which one alone is right count.
-    Source: McNemar 1947, doi:10.1007/BF02295996, in its exact form.
-    """
-    first, second = (first_right & ~second_right).sum(), (second_right & ~first_right).sum()
-    return float(binomtest(int(first), int(first + second)).pvalue) if first + second else 1.0
 
 
 def delong_test(
@@ -346,18 +140,6 @@ def delong_test(
     return difference, error, float(2 * norm.sf(abs(difference) / error))
 
 
-def holm(p_values: np.ndarray) -> np.ndarray:
-    """Return p values (N,) made larger so that any false alarm among all N stays as rare as said.
-
-    Source: Holm 1979, Scand J Stat 6:65.
-    """
-    order = np.argsort(p_values)
-    steps = np.asarray(p_values, float)[order] * np.arange(len(order), 0, -1)
-    adjusted = np.empty(len(order))
-    adjusted[order] = np.minimum(np.maximum.accumulate(steps), 1)
-    return adjusted
-
-
 def tiles_needed(
     difference: float, disagreement: float, power: float = 0.8, level: float = 0.05
 ) -> int:
@@ -377,15 +159,17 @@ def tiles_needed(
 
 
 def over_seeds(values: Sequence[float], retested: float = 0.0) -> tuple[float, float, float]:
-    """Return mean and 95 % interval (Student's t) of one number a seed; NaN ends for one seed.
+    """Return the mean of one number per seed, and its 95 % confidence interval (Student's t).
 
-    retested: where seeds split one data set again and again, its test tiles over the others. Such
-    splits share most of what they train on and agree more than new data would; the interval is
-    widened for it. Source: Nadeau & Bengio 2003, doi:10.1023/A:1024068626366.
+    The ends are NaN for one seed. retested: 0 where each seed has new tiles; where seeds split the
+    same tiles again and again, the tiles tested over those that are not. Such splits share most
+    training tiles and agree more than new data would, so the interval is widened.
+    Source: Nadeau & Bengio 2003, doi:10.1023/A:1024068626366.
     """
-    mean, error, count = _standard_error(values, retested)
-    half = student.ppf(0.975, count - 1) * error if count > 1 else np.nan
-    return mean, mean - half, mean + half
+    values = np.asarray(values, float)
+    low, high = student.interval(0.95, len(values) - 1)
+    mean, error = values.mean(), _standard_error(values, retested)
+    return float(mean), float(mean + low * error), float(mean + high * error)
 
 
 def p_over_seeds(values: Sequence[float], retested: float = 0.0) -> float:
@@ -393,20 +177,19 @@ def p_over_seeds(values: Sequence[float], retested: float = 0.0) -> float:
 
     Arguments as in `over_seeds`.
     """
-    mean, error, count = _standard_error(values, retested)
-    return float(2 * student.sf(abs(mean) / error, count - 1)) if error else np.nan
-
-
-def _standard_error(values: Sequence[float], retested: float) -> tuple[float, float, int]:
     values = np.asarray(values, float)
+    error = _standard_error(values, retested)
+    return float(2 * student.sf(abs(values.mean()) / error, len(values) - 1)) if error else np.nan
+
+
+def _standard_error(values: np.ndarray, retested: float) -> float:
     if len(values) < 2:
-        return float(values.mean()), np.nan, len(values)
-    error = values.std(ddof=1) * math.sqrt(1 / len(values) + retested)
-    return float(values.mean()), float(error), len(values)
+        return np.nan
+    return values.std(ddof=1) * math.sqrt(1 / len(values) + retested)
 
 
 def paired(rows: pd.DataFrame, arms: str, arm: str, control: str, metric: str) -> np.ndarray:
-    """Return the metric of one arm less that of another, a number for each seed that has both.
+    """Return the metric of one arm minus that of another, a number for each seed that has both.
 
     rows: of a study, with the columns `seed`, `arms` and `metric`. Both arms of a seed share
     tissue, split and test tiles, so their difference varies less than either.
@@ -415,12 +198,25 @@ def paired(rows: pd.DataFrame, arms: str, arm: str, control: str, metric: str) -
     return (wide[arm] - wide[control]).dropna().to_numpy()
 
 
+def scores(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
+    """Return balanced accuracy, accuracy and AUC, macro averages for more than two classes.
+
+    labels int64 (N,), probabilities (N, C).
+    """
+    predicted = probabilities.argmax(axis=1)
+    return {
+        "balanced_accuracy": float(balanced_accuracy_score(labels, predicted)),
+        "accuracy": float((predicted == labels).mean()),
+        "auc": macro_auc(labels, probabilities),
+    }
+
+
 # --- The experiment that studies repeat -----------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What all rows of a study share unless they say otherwise: the size of the experiment."""
+    """Size and settings of an experiment, the same for all rows of a study unless they say so."""
 
     n_tiles: int = 1000  # drawn tissue only
     size: int = 64  # side of a view, pixels
@@ -432,138 +228,54 @@ class Recipe:
     temperature: float = 0.2
     head: str = "linear"
     views: Views = VIEWS["tissue"]
-    objective: str = "NT-Xent"
     steps: int = 120  # of labelled training, whatever the number of labels
     batch: int = 32
     rates: tuple[float, ...] = (3e-4, 1e-3)  # tried by each arm, chosen on validation
 
 
-@dataclass
-class Trial:
-    """One seed's tiles and split, and the means to train and to score on them."""
+USUAL = Recipe()
+
+
+@dataclass(eq=False)
+class Experiment:
+    """The tiles, split and recipe that all arms of one seed share."""
 
     seed: int
-    data: str = "synthetic"
-    root: str | None = None
-    classes: Any = None
-    recipe: Recipe = field(default_factory=Recipe)
-    given: Tiles | None = None  # instead of the seed's own
-    divided: Split | None = None  # instead of the seed's own
+    tiles: Tiles
+    parts: Split
+    recipe: Recipe = USUAL
+
+    @classmethod
+    def of_seed(
+        cls, seed: int, recipe: Recipe = USUAL, data: str = "synthetic", **source: str | None
+    ) -> Self:
+        """Return a seed's experiment: of drawn tissue a new cohort, of real tiles a new split.
+
+        data, source: name, `root` and `classes` as in `data.load_tiles`. An official partition is
+        not used.
+        """
+        tiles = load_tiles(data, n=recipe.n_tiles, seed=FIRST_SEED + seed, **source)
+        return cls(seed, tiles, _divide(tiles, seed), recipe)
 
     @cached_property
     def fabric(self) -> Fabric:
         """The device."""
         return make_fabric(self.seed)
 
-    @cached_property
-    def tiles(self) -> Tiles:
-        """The cohort of this seed; real tiles are the same for all."""
-        if self.given:
-            return self.given
-        return load_tiles(self.data, self.root, classes=self.classes, n=self.recipe.n_tiles,
-                          seed=FIRST_SEED + self.seed)  # fmt: skip
-
-    @cached_property
-    def marked(self) -> Tiles:
-        """The first of these tiles, drawn tissue only, with a dot of ink on every SSA."""
-        return load_tiles("synthetic", n=min(240, self.recipe.n_tiles), seed=FIRST_SEED + self.seed,
-                          shortcut="ink", strength=1.0)  # fmt: skip
-
-    @cached_property
-    def parts(self) -> Split:
-        """By slide or case where they are known; an official partition is not used."""
-        return self.divided or split(
-            replace(self.tiles, partition=None), test=0.35, seed=self.seed
-        )
-
     def labels(self, index: np.ndarray) -> np.ndarray:
-        """Labels of some tiles."""
+        """Return the labels of some tiles."""
         return self.tiles.labels[index]
 
     def random_encoder(
         self, backbone: str | Callable[[], nn.Module] | None = None, salt: int = 0
     ) -> Encoder:
-        """An encoder nobody has trained; the same for the same seed and salt.
+        """Return an encoder nobody has trained; the same for the same seed and salt.
 
         backbone: a name, or what makes a network, if not the recipe's.
         """
         torch.manual_seed(self.seed + 1000 * salt)
         made = backbone() if callable(backbone) else backbone
         return Encoder(made or self.recipe.backbone)
-
-    def pretrained(self, recipe: Recipe | None = None, index: np.ndarray | None = None) -> Encoder:
-        """The encoder after pre-training; kept in the cache, as many rows begin with the same one.
-
-        index: tiles to learn from without labels; those for training if not given.
-        """
-        r = recipe or self.recipe
-        index = self.parts.pretraining if index is None else index
-        settings = {k: v for k, v in vars(r).items() if k not in ("steps", "batch", "rates")}
-        labels = self.tiles.labels[index]
-        mark = fingerprint(tiles=content_hash(self.tiles.images.pick(index)), seed=self.seed,
-                           labels=labels.tolist() if r.objective == "SupCon" else None,
-                           objectives=file_hash(Path(__file__)), **settings)  # fmt: skip
-        file = cache_folder() / "studies" / f"{mark}.safetensors"
-        encoder = self.random_encoder(r.backbone)
-        if file.is_file():
-            return load_weights(file, encoder).to(self.fabric.device)
-        head = ProjectionHead(encoder.dim, kind=r.head)
-        objective = make_objective(r.objective, nn.Sequential(encoder, head), r.temperature,
-                                          labels)  # fmt: skip
-        pretrain(
-            encoder, head, self.tiles.images.pick(index), r.views, self.fabric, size=r.size,
-            epochs=r.pretrain_epochs, batch=r.pretrain_batch, lr=r.pretrain_lr,
-            temperature=r.temperature, optimizer=r.optimizer, seed=self.seed,
-            objective=objective,
-        )  # fmt: skip
-        save_weights(file, encoder, origin=False)
-        return encoder
-
-    def longer(self) -> Encoder:
-        """The encoder after LONGER times as many epochs of pre-training."""
-        epochs = LONGER * self.recipe.pretrain_epochs
-        return self.pretrained(replace(self.recipe, pretrain_epochs=epochs))
-
-    @cached_property
-    def many(self) -> "Trial":
-        """The same on all classes: four kinds of drawn tissue, or all that the real tiles have."""
-        return replace(self, classes=KINDS if self.data == "synthetic" else "all")
-
-    @cached_property
-    def scratch(self) -> "Fitted":
-        """The network from scratch with all labels, which several rows need."""
-        return self.train(self.random_encoder)
-
-    @cached_property
-    def known(self) -> Tensor:
-        """What the pre-trained encoder says of all tiles, float32 (N, D)."""
-        return self.features(self.pretrained(), np.arange(len(self.tiles)))
-
-    @cached_property
-    def known_longer(self) -> Tensor:
-        """What the encoder pre-trained longer says of all tiles, float32 (N, D)."""
-        return self.features(self.longer(), np.arange(len(self.tiles)))
-
-    @cached_property
-    def known_untrained(self) -> Tensor:
-        """What a random encoder says of all tiles, float32 (N, D)."""
-        return self.features(self.random_encoder(), np.arange(len(self.tiles)))
-
-    def features(self, encoder: nn.Module, index: np.ndarray) -> Tensor:
-        """What an encoder says of some tiles, float32 (N, D)."""
-        return embed(encoder, self.tiles.images[index], self.recipe.size, self.fabric)
-
-    def fit_probe(self, encoder: Encoder, labelled: np.ndarray | None = None) -> Pipeline:
-        """A linear probe on some of the training tiles, its strength chosen on validation."""
-        train = self.parts.train if labelled is None else labelled
-        val = self.parts.val
-        return linear_probe(self.features(encoder, train), self.labels(train),
-                            self.features(encoder, val), self.labels(val))  # fmt: skip
-
-    def probe(self, encoder: Encoder, labelled: np.ndarray | None = None) -> Callable:
-        """The same as a function from tiles to probabilities (N, C)."""
-        fitted = self.fit_probe(encoder, labelled)
-        return lambda index: fitted.predict_proba(self.features(encoder, index).numpy())
 
     def train(
         self,
@@ -572,50 +284,37 @@ class Trial:
         views: Views = VIEWS["gentle"],
         recipe: Recipe | None = None,
         salt: int = 0,
-        **options: Any,
+        losses: tuple[Loss, Loss] = (F.cross_entropy, F.cross_entropy),
     ) -> "Fitted":
-        """Train a classifier for `steps`, at each rate; the best on validation is returned.
+        """Train a classifier for `steps` at each rate; return the one that validation chooses.
 
         start: gives the encoder to begin with, or a classifier that has it. labelled: tiles to
-        train on, which may recur.
+        train on, which may recur; all of the training part if not given. losses: to train with, and
+        to choose with.
         """
-        r = recipe or self.recipe
+        r, seed = recipe or self.recipe, self.seed + 1000 * salt
         index = self.parts.train if labelled is None else labelled
         # Few tiles recur, each time as another view, so that all arms are validated about as often.
         index = np.sort(np.resize(index, max(len(index), r.batch * max(1, r.steps // 10))))
+        given = [(self.tiles.images[i], self.labels(i)) for i in (index, self.parts.val)]
+        epochs = max(1, round(r.steps / (len(index) // r.batch)))
         best, kept = np.inf, None
         for rate in r.rates:
             begun = start()
-            torch.manual_seed(self.seed + 1000 * salt)
+            torch.manual_seed(seed)
             named = isinstance(begun, Classifier)
             classifier = begun if named else Classifier(begun, len(self.tiles.class_names))
-            log = fine_tune(
-                classifier, self.tiles.images[index], self.labels(index),
-                self.tiles.images[self.parts.val], self.labels(self.parts.val), views,
-                self.fabric, size=r.size, batch=r.batch, lr=rate, optimizer="adamw-one-cycle",
-                epochs=max(1, round(r.steps / (len(index) // r.batch))), 
-                seed=self.seed + 1000 * salt, **options,
-            )  # fmt: skip
+            training = Training(r.size, epochs, r.batch, rate, "adamw-one-cycle", seed)
+            log = fine_tune(classifier, *given, views, self.fabric, training, losses=losses)
             judge = "val_loss" if "val_loss" in log else "loss"  # the paper has no validation
             loss = log.loc[log["chosen"], judge].iloc[0]
             if loss < best:
                 best, kept = loss, classifier
         return Fitted(kept, self, r.size)
 
-    def score(self, classify: Callable, index: np.ndarray | None = None) -> dict[str, float]:
-        """Balanced accuracy, accuracy and AUC, on the test part unless another is given."""
-        index = self.parts.test if index is None else index
-        return scores(self.labels(index), classify(index))
-
-
-def scores(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
-    """Balanced accuracy, accuracy and AUC, macro averages where there are more than two classes."""
-    said = probabilities.argmax(axis=1)
-    return {
-        "balanced_accuracy": float(balanced_accuracy_score(labels, said)),
-        "accuracy": float((said == labels).mean()),
-        "auc": macro_auc(labels, probabilities),
-    }
+    def score(self, classify: Callable[[np.ndarray], np.ndarray]) -> dict[str, float]:
+        """Return `scores` on the test part of a function from tiles to probabilities (N, C)."""
+        return scores(self.labels(self.parts.test), classify(self.parts.test))
 
 
 @dataclass(frozen=True)
@@ -623,34 +322,66 @@ class Fitted:
     """A trained classifier, as a function from tiles to probabilities (N, C)."""
 
     classifier: Classifier
-    trial: Trial
+    experiment: Experiment
     size: int
 
     def __call__(self, index: np.ndarray, tiles: Tiles | None = None) -> np.ndarray:
-        """Of some of the trial's tiles, or of others: the same slides on another scanner."""
-        images = (tiles or self.trial.tiles).images[index]
-        return predict(self.classifier, images, self.size, self.trial.fabric)
+        """Classify some of the experiment's tiles, or of others: the same on another scanner."""
+        images = (tiles or self.experiment.tiles).images[index]
+        return predict(self.classifier, images, self.size, self.experiment.fabric)
 
 
-def clinical_answers(t: Trial) -> np.ndarray:
-    """P(SSA) on the test part (n,), by logistic regression on the polyp's size and site."""
+def _divide(tiles: Tiles, seed: int) -> Split:
+    return split(replace(tiles, partition=None), test=0.35, seed=seed)
+
+
+def undrawn(seed: int) -> Experiment:
+    """Return a seed's experiment on drawn tissue with no pixel drawn: for what needs none."""
+    cohort = make_cohort(USUAL.n_tiles, FIRST_SEED + seed)
+    unknown = dict.fromkeys(("partition", "votes", "masks", "mask_name", "mpp"))
+    tiles = Tiles(
+        np.zeros((USUAL.n_tiles, 3, 1, 1), np.uint8), cohort.label, cohort.class_names,
+        np.array(cohort.names), cohort.slide, name="synthetic", source="", licence="",
+        metadata=cohort.table, **unknown,
+    )  # fmt: skip
+    return Experiment(seed, tiles, _divide(tiles, seed))
+
+
+def trained_once(network: nn.Module, train: Callable[[], object], **settings: object) -> nn.Module:
+    """Return a network with the weights that `train` gives it, from the cache if they are there.
+
+    settings: all that decides these weights besides the training code.
+    """
+    file = cache_folder() / "studies" / f"{fingerprint(**settings)}.safetensors"
+    if not file.is_file():
+        train()
+        save_weights(file, network)
+    return load_weights(file, network)
+
+
+# --- What is known besides the tile ---------------------------------------------------------------
+
+
+def clinical_features(metadata: pd.DataFrame) -> np.ndarray:
+    """Return logarithm of the polyp's size in mm, and 1 in the right colon, 0 in the left: (N, 2).
+
+    metadata: with the columns "Polyp Size (mm)" and "Colon Site". NaN where not known or empty.
+    """
+    site = metadata["Colon Site"].replace("", np.nan)
+    right = site.isin(("Cecum", "Ascending colon", "Transverse colon")).where(site.notna(), np.nan)
+    size = np.log(metadata["Polyp Size (mm)"].to_numpy(float))
+    return np.stack([size, right], axis=1).astype(float)
+
+
+def clinical_answers(t: Experiment) -> np.ndarray:
+    """Return P(SSA) on the test part (n,), by logistic regression on the polyp's size and site."""
     known = clinical_features(t.tiles.metadata)
     regression = make_pipeline(StandardScaler(), LogisticRegression())
     regression.fit(known[t.parts.train], t.labels(t.parts.train))
     return regression.predict_proba(known[t.parts.test])[:, 1]
 
 
-def undrawn(seed: int) -> Trial:
-    """The trial of a seed on drawn tissue before one pixel is drawn: for what needs none."""
-    n = Recipe().n_tiles
-    cohort = make_cohort(n, FIRST_SEED + seed)
-    known = dict.fromkeys(("partition", "votes", "masks", "mask_name", "mpp"))
-    tiles = Tiles(
-        np.zeros((n, 3, 1, 1), np.uint8), cohort.label, cohort.class_names,
-        np.array(cohort.names), cohort.slide, name="synthetic", source="", licence="",
-        metadata=cohort.table, **known,
-    )  # fmt: skip
-    return Trial(seed, given=tiles)
+# --- The tables of studies ------------------------------------------------------------------------
 
 
 def read_study(name: str, data: str = "synthetic") -> pd.DataFrame:
@@ -658,7 +389,7 @@ def read_study(name: str, data: str = "synthetic") -> pd.DataFrame:
 
     Raises RunError where there are none yet.
     """
-    file = FOLDER / f"{name}_{data}.csv"
+    file = STUDIES / f"{name}_{data}.csv"
     if not file.is_file():
         raise RunError(f"{file} is missing: python studies/{name}.py --data {data}")
     return read_rows(file)

@@ -5,37 +5,22 @@ Maps come as Tensors at the size that their method works at; trials take them en
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 
 import cv2
 import numpy as np
-import pandas as pd
 import torch
 import torch.nn.functional as F
 from captum.attr import IntegratedGradients, Occlusion
-from scipy.stats import rankdata
+from scipy.stats import pearsonr, rankdata
 from skimage.metrics import structural_similarity
 from torch import Tensor
+from torchvision.ops import box_convert, box_iou
 
-from crc_helpers.augmentation import UNSTAIN, VIEWS, shrink
-from crc_helpers.claims import Trial
-from crc_helpers.data import Tiles
+from crc_helpers.augmentation import UNSTAIN
 from crc_helpers.evaluation import bootstrap_interval
-from crc_helpers.fine_tuning import fine_tune, predict
-from crc_helpers.grad_cam import (
-    boxes,
-    enlarge,
-    evidence,
-    grad_cam,
-    hits,
-    mass_inside,
-    stage_names,
-)
-from crc_helpers.models import Classifier, Encoder, evaluating, load_weights
+from crc_helpers.grad_cam import boxes, enlarge, evidence, grad_cam, stage_names
+from crc_helpers.models import Classifier, Encoder, evaluating
 from crc_helpers.pretraining import channels_last
-from crc_helpers.runs import file_hash, fingerprint, save_weights
-from crc_helpers.sources.cache import cache_folder
-from crc_helpers.sources.store import content_hash
 
 # --- Four more ways to make a map -----------------------------------------------------------------
 
@@ -72,7 +57,7 @@ def integrated_gradients(
 ) -> Tensor:
     """Return signed maps (N, H, W): gradients summed on the way from the mean colour to the tile.
 
-    Each sums to the tile's logit less that of its mean colour. Source: Sundararajan et al. 2017,
+    Each sums to the tile's logit minus that of its mean colour. Source: Sundararajan et al. 2017,
     arXiv 1703.01365; computed by captum.
     """
     with evaluating(model):
@@ -105,11 +90,9 @@ def occlusion(
 
 def edge_map(images: Tensor, grain: float) -> np.ndarray:
     """Return the strength of brightness edges (N, H, W), blurred to a `grain` in pixels."""
-    drawn = []
-    for grey in images.mean(dim=1).cpu().numpy():
-        edges = np.hypot(cv2.Sobel(grey, cv2.CV_32F, 1, 0), cv2.Sobel(grey, cv2.CV_32F, 0, 1))
-        drawn.append(cv2.GaussianBlur(edges, (0, 0), grain))
-    return np.stack(drawn)
+    grey = images.mean(dim=1).cpu().numpy()
+    slopes = ([cv2.Sobel(g, cv2.CV_32F, *axis) for g in grey] for axis in ((1, 0), (0, 1)))
+    return _blur(np.hypot(*slopes), grain)
 
 
 def stain_map(images: Tensor, grain: float) -> np.ndarray:
@@ -118,8 +101,11 @@ def stain_map(images: Tensor, grain: float) -> np.ndarray:
     images: float (N, 3, H, W) in [0, 1]. Source: Ruifrok & Johnston 2001.
     """
     density = -images.cpu().clamp(min=1 / 255).log()
-    blue = torch.einsum("nchw,cs->nshw", density, UNSTAIN)[:, 0].clamp(min=0).numpy()
-    return np.stack([cv2.GaussianBlur(b, (0, 0), grain) for b in blue])
+    return _blur(torch.einsum("nchw,c->nhw", density, UNSTAIN[:, 0]).clamp(min=0).numpy(), grain)
+
+
+def _blur(maps: np.ndarray, grain: float) -> np.ndarray:
+    return np.stack([cv2.GaussianBlur(one, (0, 0), grain) for one in maps])
 
 
 def centre_map(count: int, size: int) -> np.ndarray:
@@ -129,29 +115,30 @@ def centre_map(count: int, size: int) -> np.ndarray:
     return np.broadcast_to(bump, (count, size, size))
 
 
+MANY_PASSES = ("Integrated Gradients", "occlusion")
+
+
 def all_maps(
     model: Classifier, images: Tensor, targets: Tensor, costly: int | None = None, windows: int = 4
 ) -> dict[str, Tensor]:
     """Return the maps of five methods by name, what speaks for the class only.
 
-    costly: of how many images those maps are made that need many passes; None: of all. windows:
-    squares a side that occlusion covers one by one.
+    costly: of how many images the maps of MANY_PASSES are made; None: of all. windows: squares a
+    side that occlusion covers one by one.
     """
     early, square = stage_names(model)[-2:][0], images.shape[-1] // windows
-    cheap = {
+    methods = {
         "Grad-CAM": lambda x, y: grad_cam(model, x, y).maps,
         "HiResCAM": lambda x, y: hires_cam(model, x, y, early),
         "LayerCAM": lambda x, y: layer_cam(model, x, y),
-    }
-    many_passes = {
         "Integrated Gradients": lambda x, y: integrated_gradients(model, x, y, 8).relu(),
         "occlusion": lambda x, y: occlusion(model, x, y, square, square).relu(),
     }
     found = {}
-    for name, make in (cheap | many_passes).items():
-        n = len(images) if name in cheap or costly is None else min(costly, len(images))
-        pieces = [slice(i, min(i + 64, n)) for i in range(0, n, 64)]
-        found[name] = torch.cat([make(images[p], targets[p]) for p in pieces])
+    for name, explain in methods.items():
+        n = costly if name in MANY_PASSES else None
+        batches = zip(images[:n].split(64), targets[:n].split(64), strict=True)
+        found[name] = torch.cat([explain(x, y) for x, y in batches])
     return found
 
 
@@ -190,25 +177,20 @@ def iou_curve(heat: np.ndarray, mask: np.ndarray, shares: Sequence[float]) -> np
 
 
 def box_overlap(heat: np.ndarray, mask: np.ndarray, threshold: float = 0.5) -> np.ndarray:
-    """Return the best intersection over union of the box round the largest hot region with the box
-    of any part of the region, (N,); NaN for a zero map, 0 for an empty region.
+    """Return how well the box round the largest hot region fits that of a part of the region, (N,).
 
-    Source: the localisation score of Choe et al. 2020, arXiv 2001.07437, at one threshold.
+    As intersection over union, of the part where it is best; NaN for a zero map, 0 for an empty
+    region. Source: the localisation score of Choe et al. 2020, arXiv 2001.07437, at one threshold.
     """
     scores = []
     for one, region in zip(heat, mask, strict=True):
-        found = boxes(one, threshold)[:1]
-        true = boxes((region > 0).astype(np.float32), 1.0)
-        best = max((_box_iou(found[0], box) for box in true), default=0.0) if found else np.nan
-        scores.append(best)
+        found, true = boxes(one, threshold)[:1], boxes((region > 0).astype(np.float32), 1.0)
+        corners = (
+            box_convert(torch.tensor(b).double(), "xywh", "xyxy") for b in (found, true) if b
+        )
+        score = box_iou(*corners).max() if found and true else 0.0 if found else np.nan
+        scores.append(float(score))
     return np.array(scores)
-
-
-def _box_iou(a: tuple[int, ...], b: tuple[int, ...]) -> float:
-    width = min(a[0] + a[2], b[0] + b[2]) - max(a[0], b[0])
-    height = min(a[1] + a[3], b[1] + b[3]) - max(a[1], b[1])
-    both = max(width, 0) * max(height, 0)
-    return both / (a[2] * a[3] + b[2] * b[3] - both)
 
 
 # --- Trials 2 and 4: do two maps agree? -----------------------------------------------------------
@@ -226,27 +208,28 @@ def rank_correlation(one: np.ndarray, other: np.ndarray) -> np.ndarray:
 
     A flat map has no order to share: 0 where one is flat, NaN where both are.
     """
-    ranks = [rankdata(m.reshape(len(m), -1), axis=1) for m in (one, other)]
-    a, b = (r - r.mean(axis=1, keepdims=True) for r in ranks)
-    spread = np.stack([(a**2).sum(axis=1), (b**2).sum(axis=1)])
-    nothing = np.where(spread.max(axis=0) > 0, 0.0, np.nan)
-    return np.divide((a * b).sum(axis=1), np.sqrt(spread.prod(axis=0)), out=nothing,
-                     where=spread.min(axis=0) > 0)  # fmt: skip
+    pair = [m.reshape(len(m), -1) for m in (one, other)]
+    there = np.stack([np.ptp(m, axis=1) > 0 for m in pair])
+    found, both = np.where(there.any(axis=0), 0.0, np.nan), there.all(axis=0)
+    if both.any():
+        found[both] = pearsonr(*(rankdata(m[both], axis=1) for m in pair), axis=1).statistic
+    return found
 
 
 def ssim(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """Return the structural similarity of each pair of maps (N, H, W), (N,).
+    """Return the structural similarity of each pair of maps (N, H, W), (N,), by scikit-image.
 
     Each is divided by its own maximum first, as what the eye compares is pictures. A blank map is
     like no picture: 0 where one is zero everywhere, NaN where both are.
-    Source: Wang et al. 2004, doi:10.1109/TIP.2003.819861, with its window; by scikit-image.
+    Source: Wang et al. 2004, doi:10.1109/TIP.2003.819861, with its window.
     """
     window = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
-    return np.array([
-        structural_similarity(a / a.max(), b / b.max(), data_range=1.0, **window)
-        if min(a.max(), b.max()) > 0 else 0.0 if max(a.max(), b.max()) > 0 else np.nan
-        for a, b in zip(one.astype(float), other.astype(float), strict=True)
-    ])  # fmt: skip
+    there = np.stack([m.max(axis=(1, 2)) > 0 for m in (one, other)])
+    found = np.where(there.any(axis=0), 0.0, np.nan)
+    for k in np.flatnonzero(there.all(axis=0)):
+        a, b = (m[k].astype(float) / m[k].max() for m in (one, other))
+        found[k] = structural_similarity(a, b, data_range=1.0, **window)
+    return found
 
 
 def cascade(model: Classifier, seed: int = 0) -> Iterator[tuple[str, Classifier]]:
@@ -307,9 +290,14 @@ def _guess(values: Tensor, known: Tensor) -> Tensor:
 
 @torch.no_grad()
 def perturbation_curve(
-    model: Classifier, images: Tensor, target: Tensor, heat: np.ndarray, fill: Fill,
-    shares: Sequence[float], keep: bool = False,
-) -> np.ndarray:  # fmt: skip
+    model: Classifier,
+    images: Tensor,
+    target: Tensor,
+    heat: np.ndarray,
+    fill: Fill,
+    shares: Sequence[float],
+    keep: bool = False,
+) -> np.ndarray:
     """Return the probability (N, S) of each tile's class with its hottest pixels gone, or kept.
 
     heat: (N, H, W) of the images' own size. shares: of the pixels that are gone ("deletion") or,
@@ -317,9 +305,7 @@ def perturbation_curve(
     """
     n, pixels = len(heat), heat[0].size
     order = np.argsort(-heat.reshape(n, pixels), axis=1, kind="stable")
-    rank = np.empty_like(order)
-    np.put_along_axis(rank, order, np.arange(pixels)[None], axis=1)
-    rank = torch.from_numpy(rank.reshape(heat.shape)).to(images.device)
+    rank = torch.from_numpy(order.argsort(axis=1).reshape(heat.shape)).to(images.device)
     curve = []
     with evaluating(model):
         for share in shares:
@@ -337,9 +323,10 @@ def area_under(curve: np.ndarray, shares: Sequence[float]) -> np.ndarray:
 def road(
     model: Classifier, images: Tensor, target: Tensor, heat: np.ndarray, shares: Sequence[float]
 ) -> np.ndarray:
-    """Return how much more probable each tile's class is with the coldest pixels gone than with the
-    hottest, halved and averaged over shares: (N,), 0 for a map that knows nothing.
+    """Return how much better the coldest pixels can be missed than the hottest, (N,).
 
+    Half the difference in the probability of each tile's class, averaged over shares: 0 for a map
+    that knows nothing.
     What is gone is imputed. Source: Rong et al. 2022, arXiv 2202.00449; halved as in
     pytorch-grad-cam's `ROADCombined`.
     """
@@ -358,195 +345,22 @@ def over_networks(
 ) -> tuple[float, float, float]:
     """Return the mean of values (networks, N) and its 95 % interval over networks and slides.
 
-    Both are drawn with replacement, for another network is as much luck as another slide. NaN is
-    left out.
+    Both are drawn with replacement: another network is chance as much as another slide. NaN is left
+    out.
     """
     rng, networks = np.random.default_rng(0), len(values)
-    low, high = bootstrap_interval(
-        lambda tiles: np.nanmean(values[rng.integers(0, networks, networks)][:, tiles]),
-        values.shape[1], groups, samples=samples,
-    )  # fmt: skip
-    return float(np.nanmean(values)), low, high
+
+    def mean(tiles: np.ndarray) -> float:
+        return np.nanmean(values[rng.integers(0, networks, networks)][:, tiles])
+
+    return float(np.nanmean(values)), *bootstrap_interval(mean, values.shape[1], groups, samples)
 
 
 def verdict(low: float, high: float, asked: float, below: bool = False) -> str:
     """Return whether an interval lies on the wanted side of what is asked.
 
-    "yes": all of it, above (or below) `asked`. "no": all of it on the other side. "not shown": it
-    holds `asked`, or is not known. A wide interval never earns a yes or a no.
+    "yes": all of it lies above (or below) `asked`. "no": all of it on the other side. "not shown":
+    it includes `asked`, or is not known.
     """
     wanted, other = (high < asked, low > asked) if below else (low > asked, high < asked)
     return "yes" if wanted else "no" if other else "not shown"
-
-
-# --- The shortcut ---------------------------------------------------------------------------------
-
-
-def marked_part(t: Trial, part: np.ndarray) -> np.ndarray:
-    """Return those of a trial's tiles that have a twin with ink; of real tiles all."""
-    return part[part < len(t.marked)] if t.data == "synthetic" else part
-
-
-def with_ink(t: Trial, index: np.ndarray) -> np.ndarray:
-    """Return tiles, uint8 (N, 3, H, W), with a dot of ink in a corner of every one of class 1."""
-    if t.data == "synthetic":
-        return t.marked.images[index]
-    return stamp(t.tiles.images[index], t.labels(index) == 1)
-
-
-def stamp(images: np.ndarray, which: np.ndarray) -> np.ndarray:
-    """Return uint8 tiles (N, 3, H, W), those that `which` (N,) names with a dot, as drawn tiles
-    have it: round, blue, 14 % of a side wide, in the upper left corner.
-    """
-    side = (np.arange(images.shape[-1]) + 0.5) / images.shape[-1] - 0.13
-    dot = np.hypot(side[:, None], side[None]) < 0.072
-    light = np.exp(-np.array([1.4, 0.6, 0.9]))[:, None, None]  # what the ink lets through
-    inked = np.where(dot, images * light, images).astype(np.uint8)
-    return np.where(which[:, None, None, None], inked, images)
-
-
-def turned(images: np.ndarray) -> np.ndarray:
-    """Return images (N, ..., H, W), the first as it is, each by a quarter turn more than the last.
-
-    Ink then lies in any corner, and a map that is always hot in one has no advantage.
-    """
-    return np.stack([np.rot90(image, k, (-2, -1)) for k, image in enumerate(images)])
-
-
-def ink_mask(marked: np.ndarray, clean: np.ndarray) -> np.ndarray:
-    """Return where a dot of ink was put, uint8 (N, H, W): where a tile differs from its twin.
-
-    marked, clean: uint8 (N, 3, H, W), the same tissue with ink and without.
-    """
-    return (np.abs(marked.astype(int) - clean).max(axis=1) > 25).astype(np.uint8)
-
-
-def ink_decided(dotted: np.ndarray, with_ink: np.ndarray, without: np.ndarray) -> np.ndarray:
-    """Return on which tiles the ink decided the answer, bool (N,): wiped off, the class changes.
-
-    dotted: bool (N,); with_ink, without: classes predicted (N,).
-    """
-    return dotted & (with_ink != without)
-
-
-def four_corners(mask: np.ndarray) -> np.ndarray:
-    """Return where ink could have been, uint8 (H, W): in all corners, where half the dots reach.
-
-    mask: (N, H, W) of 0 and 1, with a dot in one corner or none.
-    """
-    share = mask[mask.any(axis=(1, 2))].mean(axis=0)
-    return (sum(np.rot90(share, k) for k in range(4)) > 0.5).astype(np.uint8)
-
-
-def cells_of(region: np.ndarray, cells: int) -> np.ndarray:
-    """Return which cells of a coarse grid hold a region, bool (N, cells, cells).
-
-    region: (N, H, W) of 0 and 1. They are those that are at least half as full as the fullest;
-    none for an empty region.
-    """
-    share = at_size(torch.from_numpy(region.astype(np.float32)), cells)
-    return (share > 0) & (share >= share.max(axis=(1, 2), keepdims=True) / 2)
-
-
-def ink_scores(
-    maps: dict[str, Tensor], place: np.ndarray, cells: int
-) -> dict[tuple[str, str], np.ndarray]:
-    """Return each map's scores (N,) with the ink, by score and name.
-
-    hit: is the hottest cell of a grid, on which all maps are compared, one that holds ink? mass:
-    the share of the heat in the ink itself. place: (N, H, W) of 0 and 1.
-    """
-    holds, found = cells_of(place, cells), {}
-    for name, heat in maps.items():
-        found["hit", name] = hits(at_size(heat, cells), holds)
-        found["mass", name] = mass_inside(at_size(heat, place.shape[-1]), place)
-    return found
-
-
-def ink_table(t: Trial, network: Classifier, test: np.ndarray) -> pd.DataFrame:
-    """Return what a network that saw ink does with each test tile, a row a tile.
-
-    label; dotted; said, said_without: the class with ink and with it wiped off; decided: the ink
-    decided, for wiped off the answer is another; free: no ink, and said to be of class 0, as such
-    tiles taught. Then "hit NAME" and "mass NAME" of each map with the ink, or on a free tile with
-    the four places where it could have been; "chance hit" and "chance mass", of a blind map; and
-    "other hit NAME", "other mass NAME" of the map for class 1, on free tiles.
-    """
-    marked, clean = turned(with_ink(t, test)), turned(t.tiles.images[test])
-    place = ink_mask(marked, clean)
-    with_it, without = (predict(network, x, t.recipe.size, t.fabric) for x in (marked, clean))
-    said, dotted = with_it.argmax(axis=1), place.any(axis=(1, 2))
-    table = pd.DataFrame({"label": t.labels(test), "dotted": dotted, "said": said,
-                          "said_without": without.argmax(axis=1), "p": with_it[:, 1]})  # fmt: skip
-    table["decided"] = ink_decided(dotted, said, table["said_without"].to_numpy())
-    table["free"] = free = ~dotted & (said == 0)
-    place[~dotted] = four_corners(place)
-    place = place[:, ::2, ::2]
-    images = shrink(torch.from_numpy(marked), t.recipe.size).to(t.fabric.device)
-    cells, scores = _ink_maps(network, images, torch.from_numpy(said), place, t.seed)
-    holds = cells_of(place, cells)
-    table["chance hit"], table["chance mass"] = holds.mean(axis=(1, 2)), place.mean(axis=(1, 2))
-    if free.any():
-        other = all_maps(network, images[free], torch.ones(free.sum(), dtype=int), windows=8)
-        for (score, name), values in ink_scores(other, place[free], cells).items():
-            scores[f"other {score}", name] = np.full(len(test), np.nan)
-            scores[f"other {score}", name][free] = values
-    columns = {f"{score} {name}": values for (score, name), values in scores.items()}
-    return pd.concat([table, pd.DataFrame(columns)], axis=1)
-
-
-def _ink_maps(
-    network: Classifier, images: Tensor, said: Tensor, place: np.ndarray, seed: int
-) -> tuple[int, dict]:
-    """The grid's cells a side, and the scores of all maps and controls."""
-    maps = all_maps(network, images, said, windows=8)
-    cells, (*_, (_, untrained)) = maps["Grad-CAM"].shape[-1], cascade(network, seed)
-    other = np.random.default_rng(seed).permutation(len(images))
-    maps["untrained network"] = grad_cam(untrained, images, said).maps
-    maps["another tile's map"] = maps["Grad-CAM"][other]
-    maps |= blind_maps(images, cells)
-    return cells, ink_scores(maps, place, cells)
-
-
-# --- Networks, trained once -----------------------------------------------------------------------
-
-AGAIN = {"trained again": 1, **{f"trained again {k}": k for k in (2, 3, 4)}}
-def tile_batch(tiles: Tiles, index: np.ndarray, size: int) -> Tensor:
-    """Return tiles at `index` as the network takes them, float (N, 3, size, size) in [0, 1]."""
-    parts = [index[i : i + 128] for i in range(0, len(index), 128)]
-    return torch.cat([shrink(torch.from_numpy(tiles.images[p].copy()), size) for p in parts])
-
-
-def train_network(t: Trial, arm: str) -> Classifier:
-    """Return the network of an arm, from the cache if it was trained before.
-
-    "trained again" and its like differ from "trained" in nothing but the seed of weights and
-    batches.
-    """
-    r, seed = t.recipe, t.seed + 1000 * AGAIN.get(arm, 0)
-    torch.manual_seed(seed)
-    network = Classifier(Encoder(r.backbone), len(t.tiles.class_names)).to(t.fabric.device)
-    if arm == "untrained":
-        return network.eval()
-    parts, labels = (t.parts.train, t.parts.val), t.tiles.labels
-    if arm == "ink":
-        train, val = (marked_part(t, part) for part in parts)
-        images = [with_ink(t, part) for part in (train, val)]
-    else:
-        train, val = parts
-        if arm == "shuffled labels":  # learnt by heart: there is nothing for validation to choose
-            labels, known, val = labels.copy(), labels >= 0, val[:0]  # -1: no class of this task
-            labels[known] = np.random.default_rng(seed).permutation(labels[known])
-        images = [t.tiles.images[part] for part in (train, val)]
-    settings = dict(size=r.size, batch=r.batch, lr=r.rates[-1], seed=seed,
-                    epochs=max(1, round(r.steps / max(1, len(train) // r.batch))))  # fmt: skip
-    mark = fingerprint(tiles=[content_hash(x) for x in images], labels=labels[train].tolist(),
-                       arm=arm, network=r.backbone, code=file_hash(Path(__file__)),
-                       **settings)  # fmt: skip
-    file = cache_folder() / "studies" / f"{mark}.safetensors"
-    if not file.is_file():
-        fine_tune(network, images[0], labels[train], images[1], labels[val],
-                  VIEWS["gentle"], t.fabric, optimizer="adamw-one-cycle", name=arm,
-                  **settings)  # fmt: skip
-        save_weights(file, network, origin=False)
-    return load_weights(file, network).eval()

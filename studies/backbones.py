@@ -1,26 +1,20 @@
 """Other networks by name, from scratch."""
 
-import itertools
-from collections.abc import Iterable
 from dataclasses import replace
+from functools import partial
 
-from common import Study, main
+from common import Study, Trainer, main, rows_of
 
-from crc_helpers.claims import BACKBONES, Trial
+from crc_helpers.claims import BACKBONES
 
-
-def plan(seeds: int) -> Iterable[dict]:
-    """Other networks by name, from scratch."""
-    for seed, name in itertools.product(range(seeds), BACKBONES):
-        yield {"seed": seed, "network": name}
+plan = partial(rows_of, network=BACKBONES)
 
 
-def row(t: Trial, network: str) -> dict:
+def row(t: Trainer, network: str) -> dict:
     """From scratch, on the test part, at 96 px, of which each leaves Grad-CAM some cells."""
-    r = replace(t.recipe, backbone=network, size=max(t.recipe.size, 96))
-    start = replace(t, recipe=r)
+    start = replace(t, recipe=replace(t.recipe, backbone=network, size=max(t.recipe.size, 96)))
     found = start.score(start.train(start.random_encoder))
-    return found | {"size": r.size, "backbone": network}
+    return found | {"size": start.recipe.size, "backbone": network}
 
 
 STUDY = Study("backbones", plan, row)

@@ -1,38 +1,31 @@
 """Beyond two classes: four kinds of drawn tissue, or all that the real tiles have."""
 
-import itertools
 import json
-from collections.abc import Iterable
+from functools import partial
 
 from baselines import fit
-from common import Study, main
+from common import Study, Trainer, main, rows_of
 from sklearn.metrics import confusion_matrix
 
-from crc_helpers import claims
-from crc_helpers.claims import FEW, Trial, scores
+from crc_helpers.claims import FEW, labelled_subset, scores
 
 CLASS_ARMS = ("colour only", "pre-trained, probe", "from scratch", "pre-trained, fine-tuned")
 CLASS_ARMS += tuple(arm + FEW for arm in CLASS_ARMS[1:])
 
 
-def plan(seeds: int) -> Iterable[dict]:
-    """Beyond two classes: four kinds of drawn tissue, or all that the real tiles have."""
-    for seed, arm in itertools.product(range(seeds), CLASS_ARMS):
-        yield {"seed": seed, "arm": arm}
+plan = partial(rows_of, arm=CLASS_ARMS)
 
 
-def row(t: Trial, arm: str) -> dict:
-    """One arm on all classes: macro averages, and the confusion matrix, rows truth."""
-    many = t.many
-    train, rival, labelled = many.parts.train, arm.removesuffix(FEW), None
-    if rival != arm:
-        labelled = train[claims.labelled_subset(many.labels(train), 0.1, t.seed)]
-    y, found = many.labels(many.parts.test), fit(many, rival, labelled)(many.parts.test)
-    counts = confusion_matrix(y, found.argmax(axis=1), labels=range(len(many.tiles.class_names)))
+def row(t: Trainer, arm: str) -> dict:
+    """All classes: macro averages on the test part, and the confusion matrix, rows truth."""
+    train, rival = t.parts.train, arm.removesuffix(FEW)
+    few = None if rival == arm else train[labelled_subset(t.labels(train), 0.1, t.seed)]
+    y, found = t.labels(t.parts.test), fit(t, rival, few)(t.parts.test)
+    counts = confusion_matrix(y, found.argmax(axis=1), labels=range(len(t.tiles.class_names)))
     return scores(y, found) | {"confusion": json.dumps(counts.tolist())}
 
 
-STUDY = Study("classes", plan, row)
+STUDY = Study("classes", plan, row, all_classes=True)
 
 if __name__ == "__main__":
     raise SystemExit(main(STUDY))

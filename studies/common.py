@@ -7,170 +7,222 @@ initialisation: on drawn tissue another tissue, on real tiles another split by c
 """
 
 import argparse
-import ast
-import contextlib
 import hashlib
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
+from itertools import product
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import pandas as pd
+from sklearn.pipeline import Pipeline
+from torch import Tensor, nn
 
-from crc_helpers.claims import FOLDER, Recipe, Trial, read_rows
-from crc_helpers.data import Tiles
-from crc_helpers.runs import ROOT, RunError, device_name, only_one, printable, save_table
+from crc_helpers.claims import LONGER, STUDIES, USUAL, Experiment, Recipe, read_rows, trained_once
+from crc_helpers.data import Tiles, load_tiles
+from crc_helpers.fine_tuning import linear_probe
+from crc_helpers.models import Encoder, contrastive_model
+from crc_helpers.pretraining import Contrast, Training, embed, pretrain
+from crc_helpers.runs import ROOT, RunError, device_name, file_hash, locked, printable, save_table
 from crc_helpers.sources.base import DataError
+from crc_helpers.sources.store import content_hash
+from crc_helpers.tissue.parameters import KINDS
+
+Objective = Callable[[nn.Sequential, float, np.ndarray], nn.Module]  # of model, temperature, labels
+Answer = Callable[[np.ndarray], np.ndarray]  # from positions of tiles to probabilities (N, C)
+
+
+@dataclass(eq=False)
+class Trainer(Experiment):
+    """An experiment with pre-training and probes, which lessons do elsewhere and studies here."""
+
+    def pretrained(
+        self,
+        recipe: Recipe | None = None,
+        index: np.ndarray | None = None,
+        objective: Objective | None = None,
+    ) -> Encoder:
+        """Return the encoder after pre-training, from the cache if another row began with it.
+
+        index: tiles to learn from without labels; those for training if not given. objective: makes
+        another loss than NT-Xent.
+        """
+        r, index = recipe or self.recipe, self.parts.pretraining if index is None else index
+        images, labels = self.tiles.images.pick(index), self.labels(index)
+        model = contrastive_model(r.backbone, r.head, self.seed)
+        training = Training(
+            r.size, r.pretrain_epochs, r.pretrain_batch, r.pretrain_lr, r.optimizer, self.seed
+        )
+
+        def train() -> None:
+            loss = objective(model, r.temperature, labels) if objective else Contrast(r.temperature)
+            pretrain(model, images, r.views, self.fabric, training, loss)
+
+        settings = {k: v for k, v in vars(r).items() if k not in ("steps", "batch", "rates")}
+        if objective:  # one of them learns from labels
+            settings |= {"objective": objective.__name__, "labels": labels.tolist()}
+        code = [file_hash(Path(__file__).with_name(f"{n}.py")) for n in ("common", "objectives")]
+        settings |= {"tiles": content_hash(images), "seed": self.seed, "code": code}
+        return trained_once(model[0], train, **settings).to(self.fabric.device)
+
+    def longer(self) -> Encoder:
+        """Return the encoder after LONGER times as many epochs of pre-training."""
+        epochs = LONGER * self.recipe.pretrain_epochs
+        return self.pretrained(replace(self.recipe, pretrain_epochs=epochs))
+
+    def features(self, encoder: nn.Module, index: np.ndarray) -> Tensor:
+        """Return what an encoder says of some tiles, float32 (N, D)."""
+        return embed(encoder, self.tiles.images[index], self.recipe.size, self.fabric)
+
+    def fit_probe(self, encoder: Encoder, labelled: np.ndarray | None = None) -> Pipeline:
+        """Fit a linear probe on some of the training tiles, its strength chosen on validation."""
+        train, val = self.parts.train if labelled is None else labelled, self.parts.val
+        features = [self.features(encoder, part) for part in (train, val)]
+        return linear_probe(features[0], self.labels(train), features[1], self.labels(val))
+
+    def probe(self, encoder: Encoder, labelled: np.ndarray | None = None) -> Answer:
+        """Return such a probe as a function."""
+        fitted = self.fit_probe(encoder, labelled)
+        return lambda index: fitted.predict_proba(self.features(encoder, index).numpy())
+
+
+@lru_cache(maxsize=3)
+def features_of(t: Trainer, encoder: str) -> Tensor:
+    """Return what an encoder says of all tiles, float32 (N, D), computed once for many rows.
+
+    encoder: "pre-trained", "pre-trained longer" or "random".
+    """
+    start = {"pre-trained": t.pretrained, "pre-trained longer": t.longer}
+    return t.features(start.get(encoder, t.random_encoder)(), np.arange(len(t.tiles)))
+
+
+def rows_of(seeds: int, **parameters: Iterable) -> list[dict]:
+    """Return a plan of every combination of parameters, seed by seed."""
+    rows = product(range(seeds), *parameters.values())
+    return [dict(zip(("seed", *parameters), row, strict=True)) for row in rows]
 
 
 @dataclass(frozen=True)
 class Study:
-    """What a script of this folder measures: NAME, for the tables NAME_DATA.csv, and how."""
+    """What a script of this folder measures: a name, for the tables NAME_DATA.csv, and how."""
 
     name: str
-    plan: Callable[[int], Iterable[dict]]
-    row: Callable[..., dict]
-    recipe: Recipe = field(default_factory=Recipe)
-    drawn_only: bool = False  # what it asks about, real tiles do not tell
+    plan: Callable[[int], Iterable[dict]]  # of the number of seeds
+    row: Callable[..., dict]  # of an experiment and the row's parameters
+    recipe: Recipe = USUAL
+    all_classes: bool = False  # four kinds of drawn tissue, or all classes of real tiles
+    drawn_only: bool = False  # real tiles cannot answer its question
 
 
 @lru_cache(maxsize=1)
-def trial(seed: int, data: str, root: str | None, recipe: Recipe) -> Trial:
-    """The trial of a seed, made once for the rows that follow each other."""
-    return Trial(seed, data, root, recipe=recipe)
+def experiment(study: Study, seed: int, recipe: Recipe, data: str, root: str | None) -> Trainer:
+    """Return the experiment of a seed, made once for the rows that follow each other."""
+    every = KINDS if data == "synthetic" else "all"
+    classes = every if study.all_classes else None
+    return Trainer.of_seed(seed, recipe, data, root=root, classes=classes)
 
 
-def do(
+def measure(
     study: Study,
     data: str = "synthetic",
     root: str | None = None,
     seeds: int = 5,
     recipe: Recipe | None = None,
-    folder: Path = FOLDER,
+    folder: Path = STUDIES,
 ) -> pd.DataFrame:
-    """Measure what is missing of a study, and return it; every row is on disk once it is measured.
+    """Measure the rows that are missing of a study's table, and return the table.
 
-    Raises RunError for data that the study cannot use, or a file whose rows are of another recipe.
+    Raises RunError for data that the study cannot use, or a table of another recipe or of others'
+    tiles.
     """
     if study.drawn_only and data != "synthetic":
-        raise RunError(f"study {study.name!r} is about drawn tissue: --data {data} does not tell"
-                       " enough")  # fmt: skip
-    recipe = recipe or study.recipe
-    file = folder / f"{study.name}_{data}.csv"
-    with only_one(file):
-        changed = changes(recipe, study.recipe)
-        return _measure(study.plan, study.row, file, (data, root, recipe), seeds, changed)
-
-
-def changes(recipe: Recipe, usual: Recipe) -> str:
-    """Return in words what a recipe does differently; rows of different recipes never mix."""
-    new, old = vars(recipe), vars(usual)
-    return ", ".join(f"{k} {new[k]}" for k in new if new[k] != old[k]) or "nothing"
-
-
-def _measure(
-    plan: Callable, measure: Callable, file: Path, source: tuple, seeds: int, changed: str
-) -> pd.DataFrame:
-    rows = read_rows(file).to_dict("records") if file.is_file() else []
-    if others := {row.get("changed") for row in rows} - {changed}:
-        raise RunError(
-            f"{file} holds rows of another recipe (changed: {others.pop()}; now: {changed}): give"
-            " another folder with --out"
-        )
-    size = {k: getattr(source[-1], k) for k in ("n_tiles", "size", "backbone", "steps")}
-    facts = {"changed": changed, "device": device_name(), "commit": _commit()}
-    for key in plan(seeds):
-        if any(all(str(row.get(k)) == str(v) for k, v in key.items()) for row in rows):
-            continue
-        start = time.perf_counter()
-        t = trial(key["seed"], *source)
-        facts["tiles"] = "drawn" if source[0] == "synthetic" else _which(t.tiles)
-        if others := {row.get("tiles") for row in rows} - {facts["tiles"]}:
-            raise RunError(
-                f"{file} holds rows of other tiles ({others.pop()}; {source[1]} holds"
-                f" {facts['tiles']}): give another folder with --out"
+        raise RunError(f"study {study.name!r} is about drawn tissue: leave out --data {data}")
+    recipe, file = recipe or study.recipe, folder / f"{study.name}_{data}.csv"
+    usual = vars(study.recipe)
+    changed = ", ".join(f"{k} {v}" for k, v in vars(recipe).items() if v != usual[k]) or "nothing"
+    tiles = "drawn" if data == "synthetic" else fingerprint(load_tiles(data, root))
+    facts = {"changed": changed, "device": device_name(), "commit": commit(), "tiles": tiles}
+    size = {k: getattr(recipe, k) for k in ("n_tiles", "size", "backbone", "steps")}
+    with locked(file):
+        rows = read_rows(file).to_dict("records") if file.is_file() else []
+        for fact in ("changed", "tiles"):
+            if others := {row.get(fact) for row in rows} - {facts[fact]}:
+                raise RunError(
+                    f"{file} holds rows of another experiment ({fact}: {others.pop()}; now:"
+                    f" {facts[fact]}): give another folder with --out"
+                )
+        for key in study.plan(seeds):
+            if any(all(str(row.get(k)) == str(v) for k, v in key.items()) for row in rows):
+                continue
+            start = time.perf_counter()
+            t = experiment(study, key["seed"], recipe, data, root)
+            found = study.row(t, **{k: v for k, v in key.items() if k != "seed"})
+            row = key | size | {"n_tiles": len(t.tiles)} | found
+            rows.append(row | {"seconds": round(time.perf_counter() - start, 1)} | facts)
+            save_table(file, rows)
+            print(
+                *(f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items()),
+                sep=", ",
+                flush=True,
             )
-        found = measure(t, **{k: v for k, v in key.items() if k != "seed"})
-        seconds = {"seconds": round(time.perf_counter() - start, 1)}
-        rows.append(key | size | {"n_tiles": len(t.tiles)} | found | seconds | facts)
-        save_table(file, rows)
-        said = (f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in rows[-1].items())
-        print(", ".join(said), flush=True)
     return pd.DataFrame(rows)
 
 
-def _which(tiles: Tiles) -> str:
+def fingerprint(tiles: Tiles) -> str:
     """Return a short hash of names and labels: the same wherever the files lie."""
     text = "\n".join(tiles.ids) + tiles.labels.astype(int).tobytes().hex()
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def _commit() -> str:
-    """Name of the code: the commit, "-dirty" where tracked files but tables differ from it."""
-
-    def git(*words: str) -> str:
-        found = subprocess.run(["git", *words], cwd=ROOT, text=True, capture_output=True)
-        return found.stdout.strip()
-
+def commit() -> str:
+    """Return the commit, with "-dirty" where tracked files other than tables differ from it."""
+    git = partial(subprocess.run, cwd=ROOT, text=True, capture_output=True)
     try:
-        name = git("describe", "--always")
-        dirty = git("status", "--porcelain", "--untracked-files=no", "--", ":!studies/*.csv")
-    except FileNotFoundError:  # no git here
-        return "no repository"
-    if not name:
-        return "no repository"
-    return f"{name}-dirty" if dirty else name
-
-
-def settings(pairs: Sequence[str], usual: Recipe) -> dict[str, Any]:
-    """Return what NAME=VALUE pairs say of a recipe.
-
-    Raises RunError for a name that it lacks, or a value of another kind than the usual one.
-    """
-    known = {name: value for name, value in vars(usual).items() if name != "views"}
-    found: dict[str, Any] = {}
-    for pair in pairs:
-        name, equals, value = pair.partition("=")
-        if not equals or name not in known:
-            raise RunError(f"--set {pair!r}: give NAME=VALUE, with a name of {', '.join(known)}")
-        with contextlib.suppress(ValueError, SyntaxError):  # else it is a word
-            value = ast.literal_eval(value)
-        value = tuple(value) if isinstance(value, list) else value
-        kinds = (int, float) if isinstance(known[name], float) else type(known[name])
-        if not isinstance(value, kinds) or isinstance(value, bool) or value == ():
-            raise RunError(f"{name} is {value!r}, expected something like {known[name]!r}")
-        found[name] = value
-    return found
+        name = git(["git", "describe", "--always"]).stdout.strip()
+        changed = git(["git", "diff", "HEAD", "--quiet", "--", ":!studies/*.csv"]).returncode
+    except FileNotFoundError:  # git is not installed
+        name = ""
+    return name + "-dirty" * changed if name else "no repository"
 
 
 def main(study: Study, argv: Sequence[str] | None = None) -> int:
     """Measure what is missing of a study; return the exit status, 2 for what the user can mend."""
-    parser = argparse.ArgumentParser(description=study.plan.__doc__)
-    parser.add_argument("--data", choices=("synthetic", "ebhi", "mhist", "folder"),
-                        default="synthetic")  # fmt: skip
-    parser.add_argument("--data-root", metavar="DIR", help="where the tiles are")
-    parser.add_argument("--seeds", type=int, default=5,
-                        help="cohorts, splits and initialisations (5)")  # fmt: skip
-    parser.add_argument("--out", metavar="DIR", help="folder of the CSV file, instead of studies/")
-    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE",
-                        help="another size of the experiment, e.g. size=96")  # fmt: skip
-    given = parser.parse_args(argv)
+    parser = argparse.ArgumentParser(
+        description=study.row.__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    names = ("synthetic", "ebhi", "mhist", "folder")
+    parser.add_argument("--data", choices=names, default="synthetic", help="the tiles")
+    parser.add_argument("--data-root", metavar="DIR", type=Path, help="folder of real tiles")
+    parser.add_argument("--seeds", type=int, default=5, help="cohorts, splits, initialisations")
+    parser.add_argument("--out", metavar="DIR", type=Path, default=STUDIES, help="for the table")
+    for name, value in vars(study.recipe).items():
+        many = isinstance(value, tuple)
+        if name != "views":
+            kind = type(value[0] if many else value)
+            parser.add_argument(
+                f"--{name}",
+                type=kind,
+                nargs="+" if many else None,
+                default=value,
+                help="size of the experiment",
+            )
+    given = vars(parser.parse_args(argv))
+    data, root, seeds, out = (given.pop(k) for k in ("data", "data_root", "seeds", "out"))
     try:
-        if given.seeds < 1:
-            raise RunError(f"--seeds {given.seeds}: give at least 1")
-        recipe = replace(study.recipe, **settings(given.set, study.recipe))
-        root = str(Path(given.data_root).resolve()) if given.data_root else None
-        folder = Path(given.out) if given.out else FOLDER
-        rows = do(study, given.data, root, given.seeds, recipe, folder)
+        if seeds < 1:
+            raise RunError(f"--seeds {seeds}: give at least 1")
+        recipe = replace(study.recipe, **given | {"rates": tuple(given["rates"])})
+        root = str(root.expanduser().resolve()) if root else None
+        rows = measure(study, data, root, seeds, recipe, out.expanduser())
     except (DataError, RunError, ValueError, FloatingPointError) as error:
         print(f"{study.name}: {printable(str(error))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("\nstopped; the same command goes on from here", file=sys.stderr)
         return 130
-    print(f"{len(rows)} rows in {folder / f'{study.name}_{given.data}.csv'}")
+    print(f"{len(rows)} rows of {study.name}_{data}.csv in {out}")
     return 0

@@ -1,66 +1,52 @@
 """What costs training in lesson 08: the maps of networks trained otherwise, or on ink."""
 
-from collections.abc import Iterator
-
 import numpy as np
-from common import Study, main
+import pandas as pd
+from common import Study, Trainer, main, rows_of
 from torch import Tensor
 
-from crc_helpers.claims import Recipe, Trial
-from crc_helpers.explanations import (
-    AGAIN,
-    all_maps,
-    at_size,
-    blank,
-    blind_maps,
-    ink_table,
-    marked_part,
-    rank_correlation,
-    ssim,
-    tile_batch,
-    train_network,
-)
+from crc_helpers.claims import Recipe, scores
+from crc_helpers.explanations import all_maps, at_size, blank, blind_maps, rank_correlation, ssim
 from crc_helpers.fine_tuning import predict
 from crc_helpers.grad_cam import grad_cam, hits, mass_inside
 from crc_helpers.runs import RunError
+from crc_helpers.shortcuts import RETRAINED, ink_table, marked_part, tile_batch, train_network
 
-ARMS = ("trained", *AGAIN, "shuffled labels", "untrained")
-METHODS = ("Grad-CAM", "HiResCAM", "LayerCAM", "Integrated Gradients", "occlusion")
+ARMS = ("trained", *RETRAINED, "shuffled labels", "untrained")
+MAPS = ("Grad-CAM", "HiResCAM", "LayerCAM", "Integrated Gradients", "occlusion")
 COSTLY = 64  # test tiles of a row whose maps need many passes
 SIDE = 112  # at which maps meet regions, pixels
 COMPARED = 48  # at which maps meet maps
 
 
-def plan(seeds: int) -> Iterator[dict]:
-    """Yield seven networks a seed, and twice as many seeds of the one that is trained on ink.
+def plan(seeds: int) -> list[dict]:
+    """Plan seven networks a seed, and twice as many seeds of the one that is trained on ink.
 
     Ink decides the answer on a dozen test tiles a seed, hence more of them.
     """
-    yield from ({"seed": seed, "arm": arm} for seed in range(seeds) for arm in ARMS)
-    yield from ({"seed": seed, "arm": "ink"} for seed in range(2 * seeds))
+    return rows_of(seeds, arm=ARMS) + rows_of(2 * seeds, arm=["ink"])
 
 
-def row(t: Trial, arm: str) -> dict:
-    """Measure the maps of one network on the test tiles.
+def row(t: Trainer, arm: str) -> dict:
+    """Scores of the maps of one network on the test tiles.
 
-    Columns end in the name of a map. spearman, ssim: agreement with that map of the network
-    "trained", for the same classes; pair, pair_ssim: of two tiles' maps of that network. blank: the
-    share of Grad-CAM's maps that are zero. hit, mass: with the diagnostic region; area, which is
-    chance. "ink" has others: see `_ink_row`.
+    Columns end in the name of a map. spearman, ssim: its agreement with the same map of the network
+    "trained", both for the class which that one predicts; pair, pair_ssim: the agreement of that
+    network's maps of two different tiles. blank: the share of Grad-CAM's maps that are zero. hit,
+    mass: with the diagnostic region, for the class predicted; area: the region's share of a tile.
+    The arm "ink" has others: see `ink_means`.
     """
     if len(t.tiles.class_names) != 2:
-        raise RunError(f"explanations: there are {len(t.tiles.class_names)} classes, the trials are"
-                       " about two")  # fmt: skip
+        raise RunError(f"explanations: of two classes, and there are {len(t.tiles.class_names)}")
     if arm == "ink":
-        return _ink_row(t)
+        test = marked_part(t, t.parts.test)
+        return ink_means(ink_table(t, train_network(t, "ink"), test))
     test = np.random.default_rng(t.seed).permutation(t.parts.test)
     first, network = train_network(t, "trained"), train_network(t, arm)
     found = t.score(lambda i: predict(network, t.tiles.images.pick(i), t.recipe.size, t.fabric))
     images = tile_batch(t.tiles, test, t.recipe.size).to(t.fabric.device)
-    targets = grad_cam(first, images).targets
-    found |= agreement_scores(
-        *(all_maps(n, images, targets.to(images.device), COSTLY) for n in (first, network))
-    )
+    targets = grad_cam(first, images).targets.to(images.device)
+    found |= agreement_scores(*(all_maps(n, images, targets, COSTLY) for n in (first, network)))
     if t.tiles.masks is None:
         return found
     maps = all_maps(network, images, grad_cam(network, images).targets, COSTLY)
@@ -79,8 +65,8 @@ def agreement_scores(one: dict[str, Tensor], other: dict[str, Tensor]) -> dict[s
     for name in one:
         a, b = (at_size(maps[name], COMPARED) for maps in (one, other))
         pairs = [rank_correlation(a, np.roll(a, k, axis=0)) for k in range(1, min(6, len(a)))]
-        found |= {f"spearman {name}": float(np.nanmean(rank_correlation(a, b))),
-                  f"pair {name}": float(np.nanmean(pairs))}  # fmt: skip
+        found[f"spearman {name}"] = float(np.nanmean(rank_correlation(a, b)))
+        found[f"pair {name}"] = float(np.nanmean(pairs))
     a, b = (at_size(maps["Grad-CAM"], COMPARED) for maps in (one, other))
     for name, second in (("ssim", b), ("pair_ssim", np.roll(a, 1, axis=0))):
         found[f"{name} Grad-CAM"] = float(np.nanmean(ssim(a, second)))
@@ -93,27 +79,29 @@ def region_scores(maps: dict[str, Tensor], region: np.ndarray) -> dict[str, floa
     Tiles without a region are left out, and in each score maps that are zero. A method with fewer
     maps has those of the first tiles.
     """
-    there, found = region.any(axis=(1, 2)), {"area": float(region[region.any(axis=(1, 2))].mean())}
+    has = region.any(axis=(1, 2))
+    found = {"area": float(region[has].mean())}
     for name, heat in maps.items():
-        use = there[: len(heat)]
+        use = has[: len(heat)]
         pixels, inside = at_size(heat, region.shape[-1])[use], region[: len(heat)][use]
         for score, measure in (("hit", hits), ("mass", mass_inside)):
             found[f"{score} {name}"] = float(np.nanmean(measure(pixels, inside)))
     return found
 
 
-def _ink_row(t: Trial) -> dict:
-    """Counts of tiles, accuracies, and means of `ink_table`: of decided tiles by the name alone,
-    of the other dotted tiles and of free ones with that word before it. "given away": the share of
-    the dotted tiles said to be of class 1 whose hottest cell holds the ink.
+def ink_means(table: pd.DataFrame) -> dict:
+    """Return scores, counts of tiles and means of the columns of `shortcuts.ink_table`.
+
+    flips: the share of dotted tiles that ink decided. A column's own name stands for its mean over
+    these; after the word undecided, over the other dotted tiles; after free, over free ones.
+    given away NAME: the share of dotted tiles predicted as class 1 whose hottest cell holds ink.
     """
-    test = marked_part(t, t.parts.test)
-    table = ink_table(t, train_network(t, "ink"), test)
-    p = np.stack([1 - table["p"], table["p"]], axis=1)
-    found = t.score(lambda _: p, test) | {"tested": len(test)}
-    dotted = table["dotted"]
-    found |= {"accuracy_without_ink": float((table["said_without"] == table["label"]).mean()),
-              "flips": float(table.loc[dotted, "decided"].mean())}  # fmt: skip
+    p, dotted = table["p"].to_numpy(), table["dotted"]
+    found = scores(table["label"].to_numpy(), np.stack([1 - p, p], axis=1)) | {
+        "tested": len(table),
+        "accuracy_without_ink": float((table["said_without"] == table["label"]).mean()),
+        "flips": float(table.loc[dotted, "decided"].mean()),
+    }
     kinds = {"": table["decided"], "undecided ": dotted & ~table["decided"], "free ": table["free"]}
     named = [c for c in table if c.startswith(("hit", "mass", "chance", "other"))]
     for word, rows in kinds.items():
@@ -122,7 +110,7 @@ def _ink_row(t: Trial) -> dict:
         found |= {word + c: float(table.loc[rows, c].mean()) for c in kept}
     shown = table[dotted & (table["said"] == 1)]
     found["dotted said 1"] = len(shown)
-    return found | {f"given away {m}": float(shown[f"hit {m}"].mean()) for m in METHODS}
+    return found | {f"given away {m}": float(shown[f"hit {m}"].mean()) for m in MAPS}
 
 
 STUDY = Study("explanations", plan, row, Recipe(n_tiles=600, steps=150))

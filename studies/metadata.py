@@ -1,22 +1,14 @@
 """Beyond the tile: what size and site of the polyp add, and what happens without them."""
 
-from collections.abc import Iterable
-
 import numpy as np
-from common import Study, main
+from common import Study, Trainer, main, rows_of
+from scipy.special import expit, logit
 
-from crc_helpers import claims
-from crc_helpers.claims import Trial, clinical_answers
+from crc_helpers.claims import clinical_answers
 from crc_helpers.evaluation import macro_auc
 
 
-def plan(seeds: int) -> Iterable[dict]:
-    """Beyond the tile: what size and site of the polyp add, and what happens without them."""
-    for seed in range(seeds):
-        yield {"seed": seed}
-
-
-def row(t: Trial) -> dict:
+def row(t: Trainer) -> dict:
     """AUC on the test part of image, metadata, both, and both with half of one missing."""
     test, clinical = t.parts.test, clinical_answers(t)
     image = t.train(t.random_encoder)(test)[:, 1]
@@ -24,15 +16,24 @@ def row(t: Trial) -> dict:
     arms = {
         "image": image,
         "metadata": clinical,
-        "both": claims.fuse(image, clinical),
-        "half without metadata": claims.fuse(image, np.where(missing, np.nan, clinical)),
-        "half without image": claims.fuse(np.where(missing, np.nan, image), clinical),
+        "both": fuse(image, clinical),
+        "half without metadata": fuse(image, np.where(missing, np.nan, clinical)),
+        "half without image": fuse(np.where(missing, np.nan, image), clinical),
     }
     y = t.labels(test)
     return {name: macro_auc(y, np.stack([1 - p, p], axis=1)) for name, p in arms.items()}
 
 
-STUDY = Study("metadata", plan, row, drawn_only=True)
+def fuse(*probabilities: np.ndarray) -> np.ndarray:
+    """Return the mean of classifiers' log odds as a probability, (N,): late fusion.
+
+    probabilities: (N,) each, of class 1; a NaN is a missing answer, and the others decide.
+    """
+    odds = np.stack([logit(np.clip(p, 1e-6, 1 - 1e-6)) for p in probabilities])
+    return expit(np.nanmean(odds, axis=0))
+
+
+STUDY = Study("metadata", rows_of, row, drawn_only=True)
 
 if __name__ == "__main__":
     raise SystemExit(main(STUDY))

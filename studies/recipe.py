@@ -1,20 +1,18 @@
 """What matters in pre-training: one factor at a time is moved away from the recipe."""
 
-from collections.abc import Iterable
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
-from common import Study, main
+from common import Study, Trainer, main
 
-from crc_helpers import claims
-from crc_helpers.claims import Trial
+from crc_helpers.claims import labelled_subset
 from crc_helpers.data import balance
 from crc_helpers.evaluation import macro_auc
 from crc_helpers.fine_tuning import linear_probe
 from crc_helpers.pretraining import knn_accuracy
 
 FACTORS: dict[str, tuple] = {
+    "none": ("the recipe",),
     "temperature": (0.07, 0.1, 0.4, 0.7),
     "head": ("mlp",),
     "crop": (0.08, 0.7),  # the smallest share of the tile's area kept
@@ -25,21 +23,16 @@ FACTORS: dict[str, tuple] = {
 }
 
 
-def plan(seeds: int) -> Iterable[dict]:
-    """What matters in pre-training: one factor at a time is moved away from the recipe."""
-    for seed in range(seeds):
-        yield {"seed": seed, "factor": "none", "value": "the recipe"}
-        for factor, values in FACTORS.items():
-            for value in values:
-                yield {"seed": seed, "factor": factor, "value": value}
+def plan(seeds: int) -> list[dict]:
+    pairs = [(factor, value) for factor, values in FACTORS.items() for value in values]
+    return [{"seed": s, "factor": f, "value": v} for s in range(seeds) for f, v in pairs]
 
 
-def row(t: Trial, factor: str, value: Any) -> dict:
+def row(t: Trainer, factor: str, value: float | str) -> dict:
     """kNN and probe, on validation, of an encoder pre-trained with one thing changed.
 
     On all classes: the study `questions` shows what pre-training can gain there.
     """
-    t = t.many
     r, train, val, index = t.recipe, t.parts.train, t.parts.val, None
     y = t.labels(train)
     if factor == "crop":
@@ -56,7 +49,7 @@ def row(t: Trial, factor: str, value: Any) -> dict:
     encoder = t.pretrained(r, index)
     known, asked = t.features(encoder, train), t.features(encoder, val)
     found = {"knn": knn_accuracy(known, y, asked, t.labels(val))}
-    few = claims.labelled_subset(y, 0.1, t.seed)
+    few = labelled_subset(y, 0.1, t.seed)
     for name, given in (("auc", np.arange(len(y))), ("auc_of_a_tenth", few)):
         # The strength is not chosen: validation, which would choose it, is what scores here.
         probe = linear_probe(known[given], y[given], known[:0], y[:0])
@@ -64,7 +57,7 @@ def row(t: Trial, factor: str, value: Any) -> dict:
     return found
 
 
-STUDY = Study("recipe", plan, row)
+STUDY = Study("recipe", plan, row, all_classes=True)
 
 if __name__ == "__main__":
     raise SystemExit(main(STUDY))

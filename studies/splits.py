@@ -1,39 +1,34 @@
 """Each cohort is split 90:10 again and again, in three ways."""
 
-import itertools
-from collections.abc import Iterable
 from dataclasses import replace
+from functools import partial
 
-from common import Study, main
+from common import Study, Trainer, features_of, main, rows_of
 
-from crc_helpers.claims import Trial, scores
+from crc_helpers.claims import scores
 from crc_helpers.data import split as divide
 from crc_helpers.fine_tuning import linear_probe
 from crc_helpers.runs import RunError
 
 SPLITS = 50
-SCHEMES = {"as in the paper": "paper", "by tile": "random", "by slide": "auto"}
+WAYS = {"as in the paper": "paper", "by tile": "random", "by slide": "auto"}  # of `data.split`
 
 
-def plan(seeds: int) -> Iterable[dict]:
-    """Each cohort is split 90:10 again and again, in three ways."""
-    for seed, scheme, number in itertools.product(range(seeds), SCHEMES, range(SPLITS)):
-        yield {"seed": seed, "scheme": scheme, "split": number}
+plan = partial(rows_of, scheme=WAYS, split=range(SPLITS))
 
 
-def row(t: Trial, scheme: str, split: int) -> dict:
+def row(t: Trainer, scheme: str, split: int) -> dict:
     """Scores of a probe on one pre-trained encoder: only the split of the labels changes.
 
     "as in the paper" draws tiles after the surplus of the common class is thrown away.
     """
     if t.tiles.groups is None:
-        raise RunError(f"splits: {t.tiles.name} does not say which tiles share a slide, and the"
-                       " study compares splits by tile with splits by slide")  # fmt: skip
+        raise RunError(f"splits: {t.tiles.name} does not say which tiles share a slide")
     tiles = replace(t.tiles, partition=None)
-    parts = divide(tiles, SCHEMES[scheme], test=0.1, validation=0.1, seed=split)
-    probe = linear_probe(t.known[parts.train], t.labels(parts.train), t.known[parts.val],
-                         t.labels(parts.val))  # fmt: skip
-    found = probe.predict_proba(t.known[parts.test].numpy())
+    parts = divide(tiles, WAYS[scheme], test=0.1, validation=0.1, seed=split)
+    known, train, val = features_of(t, "pre-trained"), parts.train, parts.val
+    probe = linear_probe(known[train], t.labels(train), known[val], t.labels(val))
+    found = probe.predict_proba(known[parts.test].numpy())
     return {"tested": len(parts.test)} | scores(t.labels(parts.test), found)
 
 

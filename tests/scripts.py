@@ -6,7 +6,7 @@ from types import ModuleType
 
 import common
 
-from crc_helpers.claims import FOLDER
+from crc_helpers import claims
 
 
 def load(file: Path) -> ModuleType:
@@ -17,6 +17,6 @@ def load(file: Path) -> ModuleType:
     return module
 
 
-STUDIES = {file.stem: load(file) for file in sorted(FOLDER.glob("*.py")) if file.stem != "common"}
+STUDIES = {f.stem: load(f) for f in sorted(claims.STUDIES.glob("*.py")) if f.stem != "common"}
 
 __all__ = ["STUDIES", "common"]
