@@ -9,17 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from crc_helpers.runs import (
-    ROOT,
-    RunError,
-    as_text,
-    read_json,
-    save_json,
-    save_table,
-    say_misfits,
-    start_file,
-    work_on,
-)
+from crc_helpers.runs import RunError, as_text, read_json, save_json, save_table, start_file
 from crc_helpers.sources.base import METADATA, About, DataError, and_more, choose_classes
 from crc_helpers.sources.drawn import drawn_tiles
 from crc_helpers.sources.files import SOURCES, decoded
@@ -108,21 +98,15 @@ def load_tiles(
 
 
 def _open(folder: Path, name: str, about: About, classes: Sequence[str] | str | None) -> Tiles:
-    masks = None
     try:
-        known = read_json(folder / HASHES)
-        for file, written in known.items():
-            if (folder / file).stat().st_size != written["size"]:
-                raise ValueError(f"{file} has another size than was written")
-        digest = [v["sha256"] for k, v in sorted(known.items()) if k != "notes.txt"]
         images = TileStore(folder, "images")
-        if list(folder.glob("masks-*.npy")):
-            masks = TileStore(folder, "masks")
+        masks = TileStore(folder, "masks") if list(folder.glob("masks-*.npy")) else None
         table = pd.read_csv(folder / "table.csv", dtype=str, keep_default_na=False)
         if not len(table) == len(images) == len(images if masks is None else masks):
             raise ValueError(f"{len(images):,} tiles, {len(table):,} in the table")
         notes = (folder / "notes.txt").read_text(encoding="utf-8").splitlines()
-    except (OSError, ValueError, KeyError, TypeError, RunError) as error:
+        digest = hashlib.sha256((folder / HASHES).read_bytes()).hexdigest()
+    except (OSError, ValueError) as error:
         raise DataError(f"{folder}: a damaged cache ({error}); delete this folder") from error
     known = about.class_names or tuple(sorted(table["class"].unique()))
     chosen = choose_classes(classes or about.default_classes or known, known)
@@ -131,22 +115,22 @@ def _open(folder: Path, name: str, about: About, classes: Sequence[str] | str | 
     _require_classes(labels, chosen, name)
     columns = {c: table[c].to_numpy().astype(str) for c in ("group", "partition") if c in table}
     return Tiles(
-        images,
-        labels,
-        chosen,
-        table["id"].to_numpy().astype(str),
-        columns.get("group"),
-        columns.get("partition"),
-        table["votes"].to_numpy(np.int64) if "votes" in table else None,
-        masks,
-        None if masks is None else about.mask_name,
-        about.mpp,
-        name,
-        about.origin,
-        about.licence,
-        tuple(notes),
-        _metadata(table),
-        hashlib.sha256(" ".join(digest).encode()).hexdigest(),
+        images=images,
+        labels=labels,
+        class_names=chosen,
+        ids=table["id"].to_numpy().astype(str),
+        groups=columns.get("group"),
+        partition=columns.get("partition"),
+        votes=table["votes"].to_numpy(np.int64) if "votes" in table else None,
+        masks=masks,
+        mask_name=None if masks is None else about.mask_name,
+        mpp=about.mpp,
+        name=name,
+        source=about.origin,
+        licence=about.licence,
+        notes=tuple(notes),
+        metadata=_metadata(table),
+        digest=digest,
     )
 
 
@@ -224,10 +208,10 @@ def split(
     if scheme == "auto" and tiles.partition is not None:
         tested, used = np.flatnonzero(tiles.partition == "test"), "official"
     else:
-        tested = take(kept, tiles.labels, groups, test, rng)
+        tested = take(kept, tiles.labels, groups, test, rng, leave=2 if validation else 1)
         used = "grouped" if groups is not None else "random" if scheme == "auto" else scheme
     rest = np.setdiff1d(kept, tested)
-    val = take(rest, tiles.labels, groups, validation, rng) if validation else nothing
+    val = take(rest, tiles.labels, groups, validation, rng, leave=1) if validation else nothing
     rest = np.setdiff1d(rest, val)
     has_label = tiles.labels >= 0
     result = Split(
@@ -259,19 +243,24 @@ def take(
     groups: np.ndarray | None,
     fraction: float,
     rng: np.random.Generator,
+    leave: int = 0,
 ) -> np.ndarray:
     """Return a fraction of the tiles `index`, sorted: of each class about its share, whole groups.
 
-    index: int (n,); labels (N,), -1 for none; groups (N,), or None to draw tile by tile.
+    index: int (n,); labels (N,), -1 for none; groups (N,), or None to draw tile by tile. With
+    `leave`, each class is in what is taken, and that many tiles, or groups, of it are left.
     """
     if not (labels[index] >= 0).any():
         return index[:0]
     if groups is not None:
-        return index[_whole_groups(groups[index], labels[index], fraction, rng)]
+        return index[_whole_groups(groups[index], labels[index], fraction, rng, leave)]
     taken = []
     for label in np.unique(labels[index][labels[index] >= 0]):
         members = rng.permutation(index[labels[index] == label])
-        taken.append(members[: round(fraction * len(members))])
+        count = round(fraction * len(members))
+        if leave:
+            count = max(min(max(count, 1), len(members) - leave), 0)
+        taken.append(members[:count])
     return np.sort(np.concatenate(taken))
 
 
@@ -291,11 +280,12 @@ def watched(tiles: Tiles, parts: Split, seed: int) -> tuple[np.ndarray, np.ndarr
 
 
 def _whole_groups(
-    groups: np.ndarray, labels: np.ndarray, fraction: float, rng: np.random.Generator
+    groups: np.ndarray, labels: np.ndarray, fraction: float, rng: np.random.Generator, leave: int
 ) -> np.ndarray:
     """Of 200 random choices of whole groups, the one that comes nearest the fraction, each class.
 
     Returns booleans (N,). Counts have one column a class, unlabelled tiles being a class too.
+    Choices that have no group of a class, or leave fewer than `leave`, come after all others.
     """
     names, group = np.unique(groups, return_inverse=True)
     classes, label = np.unique(labels, return_inverse=True)
@@ -306,6 +296,9 @@ def _whole_groups(
         order = rng.permutation(len(names))
         share = counts[order].cumsum(axis=0) / counts.sum(axis=0)  # after 1, 2, … groups
         distance = np.abs(share - fraction).max(axis=1)
+        if leave:
+            taken = (counts[order][:, classes >= 0] > 0).cumsum(axis=0)  # groups of each class
+            distance += 2 * ((taken == 0) | (taken[-1] - taken < leave)).any(axis=1)
         if distance.min() < best:
             best, chosen = distance.min(), order[: distance.argmin() + 1]
     return np.isin(group, chosen)
@@ -346,52 +339,35 @@ def remember(run: Path, tiles: Tiles, parts: Split, **settings: Any) -> None:
     settings: root, classes, n, scheme, test, validation, seed, as given to `load_tiles`, `split`.
     """
     if settings["root"] is not None:
-        settings["root"] = str(Path(settings["root"]).resolve())
-    table = parts.to_frame(tiles)
-    work_on(_digest(tiles, table), run)
-    save_table(run / "split.csv", table.to_dict("records"))
+        settings["root"] = str(Path(settings["root"]).expanduser().resolve())
+    save_table(run / "split.csv", parts.to_frame(tiles).to_dict("records"))
     save_json(run / "data.json", {"name": tiles.name, **settings, "digest": tiles.digest})
-    say_misfits(run)
-
-
-def _digest(tiles: Tiles, table: pd.DataFrame) -> str:
-    """A hash of pixels, labels and parts: what weights are trained on."""
-    return hashlib.sha256(f"{tiles.digest}\n{table.to_csv()}".encode()).hexdigest()
 
 
 def recall(run: str | Path, start_from: str) -> tuple[Tiles, Split]:
     """Load the tiles and the split that lesson 01 decided on, in this run or as shipped.
 
-    What the run holds of other data is said.
     Raises RunError where lesson 01 has left nothing, or the data is no longer what it saw.
     """
     file = start_file("data.json", run, start_from)
     if not file.is_file():
-        raise RunError(f"{file} is missing: run lesson 01 with RUN = {str(run)!r} first,"
-                       " or set START_FROM to 'shipped'")  # fmt: skip
-    settings = read_json(file)
+        raise RunError(
+            f"{file} is missing: run lesson 01 with RUN = {str(run)!r} first, or set START_FROM to"
+            " 'shipped'"
+        )
+    s = read_json(file)
     try:
-        tiles = load_tiles(settings["name"], settings["root"], classes=settings["classes"],
-                           n=settings["n"], seed=settings["seed"])  # fmt: skip
-        parts = split(tiles, settings["scheme"], test=settings["test"],
-                      validation=settings["validation"], seed=settings["seed"])  # fmt: skip
-    except DataError:
-        raise
-    except (KeyError, TypeError, ValueError) as error:
+        tiles = load_tiles(s["name"], s["root"], classes=s["classes"], n=s["n"], seed=s["seed"])
+        shares = {"test": s["test"], "validation": s["validation"]}
+        parts = split(tiles, s["scheme"], seed=s["seed"], **shares)
+    except (KeyError, TypeError) as error:
         raise RunError(f"{file} is damaged ({error!r}): run lesson 01 again") from None
-    table = parts.to_frame(tiles)
-    same = settings.get("digest") in (None, tiles.digest)  # None: shipped, drawn on another machine
+    same = s.get("digest") in (None, tiles.digest)  # None: shipped, drawn on another machine
     recorded = file.with_name("split.csv")
     if recorded.is_file():
-        try:
-            before = pd.read_csv(recorded, keep_default_na=False, dtype=str)
-        except ValueError as error:
-            raise RunError(f"{recorded} is damaged ({error}): run lesson 01 again") from None
-        now = as_text(table.astype(str))
+        before = pd.read_csv(recorded, keep_default_na=False, dtype=str)
+        now = as_text(parts.to_frame(tiles).astype(str))
         same = same and before.reindex(columns=now.columns).equals(now)
     if not same:
         raise RunError(f"{recorded} does not fit the data any more: run lesson 01 again")
-    work_on(_digest(tiles, table), ROOT / run)
-    if start_from == "run":
-        say_misfits(ROOT / run)
     return tiles, parts

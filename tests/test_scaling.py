@@ -5,14 +5,11 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 
 from crc_helpers import pretraining
 from crc_helpers.runs import only_one
-from crc_helpers.sources import store as tile_store
-from crc_helpers.sources.store import TileStore, create
 
 SCRIPT = Path(__file__).with_name("several_processes.py")
 
@@ -96,75 +93,3 @@ def test_a_batch_that_the_processes_cannot_share_is_refused(coloured_tiles):
     with pytest.raises(ValueError, match=r"PRETRAIN_BATCH is 8: 3 processes"):
         pretraining.pretrain(None, None, coloured_tiles, None, odd, size=16, epochs=1, batch=8,
                              lr=1e-3, temperature=0.2)  # fmt: skip
-
-
-# --- the store -----------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def store(tmp_path, monkeypatch):
-    """Eleven tiles in shards of four, and the array they came from."""
-    monkeypatch.setattr(tile_store, "SHARD", 4)
-    array = np.random.default_rng(0).integers(0, 256, (11, 3, 5, 5), np.uint8)
-    create(tmp_path, "images", array.shape)[:] = array
-    return TileStore(tmp_path, "images"), array
-
-
-@pytest.mark.parametrize(
-    "key",
-    [0, -1, np.int64(7), slice(None), slice(2, 9, 3), slice(8, 2, -1), [10, 0, 10],
-     np.array([], int), np.arange(11) % 2 == 0, (5, 0),
-     (slice(1, 6), slice(None), slice(None, None, 2))],
-    ids=str,
-)  # fmt: skip
-def test_the_store_reads_what_an_array_would(store, key):
-    stored, array = store
-    np.testing.assert_array_equal(stored[key], array[key])
-
-
-def test_the_store_is_like_an_array(store):
-    stored, array = store
-    assert (stored.shape, stored.ndim, stored.dtype, len(stored)) == (
-        array.shape,
-        4,
-        array.dtype,
-        11,
-    )
-    np.testing.assert_array_equal(np.asarray(stored), array)
-    np.testing.assert_array_equal(np.stack(list(stored)), array)
-    some = stored.pick(np.array([9, 3, 4]))
-    np.testing.assert_array_equal(some[[2, 0]], array[[4, 9]])
-    assert len(stored.pick(np.arange(11) > 8)) == 2
-    with pytest.raises(IndexError):
-        stored[11]
-    with pytest.raises(ValueError, match="copy the tiles"):
-        stored[0] = 0
-
-
-def test_shards_are_plain_numpy_files(store):
-    stored, array = store
-    assert [f.name for f in stored.files] == [f"images-0000{i}.npy" for i in range(3)]
-    np.testing.assert_array_equal(np.concatenate([np.load(f) for f in stored.files]), array)
-
-
-@pytest.mark.parametrize("damage", ["missing", "short", "other kind", "none"])
-def test_a_damaged_store_is_not_opened(store, damage):
-    first, middle, last = store[0].files
-    if damage == "missing":
-        middle.unlink()
-    elif damage == "short":
-        last.write_bytes(last.read_bytes()[:-1])
-    elif damage == "other kind":
-        np.save(middle, np.zeros((4, 3, 5, 5)))
-    else:
-        for file in (first, middle, last):
-            file.unlink()
-    with pytest.raises(ValueError, match=r"images-0000|no images"):
-        TileStore(first.parent, "images")
-
-
-def test_a_shard_cut_while_open_is_noticed(store):
-    stored, _ = store
-    stored.files[2].write_bytes(stored.files[2].read_bytes()[:-1])
-    with pytest.raises(OSError, match="shorter"):
-        stored[10]

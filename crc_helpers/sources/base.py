@@ -1,21 +1,22 @@
 """What every source of tiles shares: how it is described, listed and refused."""
 
 import hashlib
-import json
 import os
-import stat
+import unicodedata
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
+import yaml
 from tqdm.auto import tqdm
 
 from crc_helpers.runs import printable
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
-FILE_LIMIT = 500_000_000  # bytes of one image or table: what is read at once
 METADATA = ("Scanner", "Polyp Size (mm)", "Colon Site")  # what our tables may hold besides
+SYSTEM = ("lost+found", "@eadir", "__macosx", "$recycle.bin", "system volume information")
 
 
 class DataError(ValueError):
@@ -53,97 +54,87 @@ class Source:
     locate: Callable[[Path | None], Path]  # the folder given -> the data set's own root
     folders: Callable[[Path], list[str]]  # folders with images, relative to the root
     read: Callable[[Path, Scan], tuple[pd.DataFrame, list[str]]]  # -> rows, what must be said
-    tables: tuple[str, ...] = ()
 
 
-def scan(root: Path, folders: Sequence[str], tables: Sequence[str] = ()) -> Scan:
-    """List the images of `folders`, decoding nothing: 100,000 files take about 0.7 s."""
+def scan(root: Path, folders: Sequence[str]) -> Scan:
+    """List the images of `folders`, decoding nothing: 100,000 files take about 0.7 s.
+
+    The digest is of these and of what lies in the root itself, such as tables.
+    """
     digest, files = hashlib.sha256(), {}
-    try:
-        for folder in folders:
-            files[folder], stamps = scan_folder(root, folder)
-            digest.update("\n".join([folder, *stamps]).encode("utf-8", "surrogateescape"))
-        for table in tables:
-            if (root / table).exists():
-                info = inside(root, root / table).stat()
-                digest.update(repr((table, info.st_size, info.st_mtime_ns)).encode())
-    except OSError as error:
-        raise DataError(
-            f"{error.filename}: cannot be read ({error.strerror}); "
-            "check that it exists and that you may read it"
-        ) from error
+    for folder in ("", *folders):
+        entries = [e for e in list_folder(root / folder) if folder or e.is_file()]
+        if folder:
+            entries = [e for e in entries if e.name.lower().endswith(SUFFIXES)]
+            files[folder] = sorted(e.name for e in entries)
+        stamps = sorted(f"{e.name}/{(s := e.stat()).st_size}/{s.st_mtime_ns}" for e in entries)
+        digest.update("\n".join([folder, *stamps]).encode())
     return Scan(files, digest.hexdigest())
 
 
-def scan_folder(root: Path, folder: str) -> tuple[list[str], list[str]]:
-    """Names, and names with size and time (ns), both sorted; strings alone, for speed."""
-    names, stamps = [], []
-    with os.scandir(inside(root, root / folder)) as entries:
-        for entry in entries:
-            if entry.name.startswith(".") or not entry.name.lower().endswith(SUFFIXES):
-                continue  # .DS_Store, ._x.png, Thumbs.db, README
-            if entry.is_symlink():
-                inside(root, Path(entry.path))
-            require_text(entry.path)
-            info = entry.stat()
-            names.append(entry.name)
-            stamps.append(f"{entry.name}/{info.st_size}/{info.st_mtime_ns}")
-    return sorted(names), sorted(stamps)
+def list_folder(folder: Path) -> list[os.DirEntry]:
+    """What a folder holds, without hidden and system files, in any order.
 
-
-def inside(root: Path, path: Path) -> Path:
-    try:
-        within = path.resolve().is_relative_to(root.resolve())
-    except (OSError, RuntimeError):
-        raise DataError(
-            f"{path}: a link to itself; copy the file into the folder instead"
-        ) from None
-    if not within:
-        raise DataError(f"{path}: a link that leaves {root}; copy the file into the folder instead")
-    return path
-
-
-def require_text(path: str) -> None:
-    """Names may hold anything that UTF-8 can write and a line of a table can hold."""
-    try:
-        path.encode()
-    except UnicodeEncodeError:
-        raise DataError(f"{path}: a name that is not UTF-8; rename the file") from None
-    if "\r" in path:
-        raise DataError(f"{path}: a carriage return in the name; rename the file")
-
-
-def require_small(path: Path, limit: int = FILE_LIMIT) -> None:
-    """Only regular files of bounded size are read: a pipe would block, a giant fill the memory."""
-    info = path.stat()
-    if not stat.S_ISREG(info.st_mode):
-        raise DataError(f"{path}: unreadable, not a regular file; remove it or copy it again")
-    if info.st_size > limit:
-        raise DataError(f"{path}: {info.st_size:,} bytes, more than {limit:,}; cut it first")
+    Raises DataError for what is called like an image and is no file, and for names that no table
+    can hold.
+    """
+    with os.scandir(folder) as opened:
+        entries = [
+            entry
+            for entry in opened
+            if not entry.name.startswith(".") and entry.name.lower() not in SYSTEM
+        ]
+    for entry in entries:
+        if entry.name.encode(errors="replace").decode() != entry.name or "\r" in entry.name:
+            raise DataError(f"{entry.path}: a name that is not text in UTF-8; rename the file")
+        if entry.name.lower().endswith(SUFFIXES) and not entry.is_file():
+            raise DataError(f"{entry.path}: called like an image, but not a file; remove it")
+    return entries
 
 
 def given_root(root: Path | None, name: str, hint: str) -> Path:
     """The folder given, which must exist."""
     if root is None:
         raise DataError(f"{name}: no folder given; {hint}")
-    if not Path(root).is_dir():
+    if not root.is_dir():
         raise DataError(f"{root}: no such folder; {hint}")
-    return Path(root)
+    return root
 
 
-def choose_classes(classes: Sequence[str] | str, known: tuple[str, ...]) -> tuple[str, ...]:
+def choose_classes(classes: Sequence[Any] | str, known: tuple[str, ...]) -> tuple[str, ...]:
+    """The known names of the classes asked for, "all" being all of them.
+
+    Compared as text, in one Unicode form. YAML, on a command line, makes a number and a boolean of
+    `[0, no]`: they stand for the classes of whose names it makes the same.
+    """
     if isinstance(classes, str):
         classes = known if classes == "all" else [classes]
-    chosen = tuple(classes)
-    for name in chosen:
-        if name not in known:
+    chosen = []
+    for name in classes:
+        same = [k for k in known if plain(str(name)) == plain(k)]
+        same += [k for k in known if not isinstance(name, str) and repr(_read(k)) == repr(name)]
+        if not same:
             raise DataError(f"class {name!r}: unknown, expected some of {', '.join(known)}")
+        chosen.append(same[0])
     if len(set(chosen)) < max(2, len(chosen)):
         raise DataError(
             f"classes {list(chosen)}: expected two or more different ones; "
             "a classifier has nothing to learn from one class only"
         )
-    return chosen
+    return tuple(chosen)
+
+
+def plain(name: str) -> str:
+    """A name in the one Unicode form (NFC) in which names are compared: macOS writes another."""
+    return unicodedata.normalize("NFC", name)
+
+
+def _read(word: str) -> Any:
+    """What YAML makes of a word: `no` is False, `010` is 8."""
+    try:
+        return yaml.safe_load(word)
+    except (yaml.YAMLError, ValueError):
+        return word
 
 
 def and_more(count: int) -> str:
@@ -151,26 +142,6 @@ def and_more(count: int) -> str:
     return f" (and {count - 1:,} more like it)" if count > 1 else ""
 
 
-def progress(total: int | None, what: str, unit: str = "tile") -> tqdm:
+def progress(total: int | None, what: str) -> tqdm:
     """A progress bar, where standard error is a terminal or a notebook."""
-    return tqdm(total=total, desc=what, unit=unit, unit_scale=unit == "B", disable=None)
-
-
-def declared(root: Path, about: About) -> About:
-    """What a data set says of itself in `about.json`, so that drawn tiles stay drawn tiles."""
-    path = root / "about.json"
-    if not path.exists():
-        return about
-    try:
-        require_small(inside(root, path))
-        known = json.loads(path.read_text(encoding="utf-8"))
-        mpp = float(known["mpp"])
-        if not 0 < mpp < 1000:
-            raise ValueError(f"mpp {mpp}")
-        return replace(about, origin=str(known["source"]), licence=str(known["licence"]), mpp=mpp)
-    except DataError:
-        raise
-    except (OSError, ValueError, KeyError, TypeError, RecursionError, OverflowError) as error:
-        raise DataError(
-            f"{path}: expected source, licence and mpp as JSON ({error!r}); restore or remove it"
-        ) from error
+    return tqdm(total=total, desc=what, unit="tile", disable=None)

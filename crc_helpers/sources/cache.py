@@ -18,14 +18,15 @@ import pandas as pd
 import pooch
 from filelock import FileLock
 
-from crc_helpers.runs import RunError, file_hash, save_json
+from crc_helpers.runs import save_json
 from crc_helpers.sources.base import METADATA, DataError
-from crc_helpers.sources.store import HASHES, TileStore, create
+from crc_helpers.sources.store import HASHES
 
 
 def cache_folder(cache: str | Path | None = None) -> Path:
     """Where decoded tiles lie: `cache`, else `CRC_HELPERS_CACHE`, else the user's cache folder."""
-    return Path(cache or os.environ.get("CRC_HELPERS_CACHE") or pooch.os_cache("crc_helpers"))
+    folder = cache or os.environ.get("CRC_HELPERS_CACHE") or pooch.os_cache("crc_helpers")
+    return Path(folder).expanduser()
 
 
 def cached(
@@ -40,7 +41,7 @@ def cached(
                 if unfinished:
                     build(unfinished)
                     save_json(unfinished / HASHES, hashes(unfinished))
-    except (OSError, RunError) as error:
+    except OSError as error:
         raise DataError(
             f"{final.parent}: cannot be written ({error}); set the environment variable "
             "CRC_HELPERS_CACHE to a folder that can"
@@ -52,23 +53,21 @@ def cached(
 def whole_folder(final: Path) -> Iterator[Path | None]:
     """A temporary sibling that becomes `final` at the end, or leaves nothing behind.
 
-    One process at a time fills it; others wait. What a killed one has left goes first.
+    One process at a time fills it; others wait, and get None. What a killed one has left goes
+    first.
     """
     final = Path(os.path.abspath(final))
     if not final.name:
         raise DataError(f"{final}: the whole disk; choose a new folder in it (--out)")
-    if final.is_dir():
-        yield None
-        return
-    unfinished = final.with_name(f".{final.name}.{uuid.uuid4().hex[:8]}")
     final.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = final.with_name(f".{final.name}.{uuid.uuid4().hex[:8]}")
 
     def clear() -> None:
         for left in final.parent.glob(f".{glob.escape(final.name)}.{'[0-9a-f]' * 8}"):
             shutil.rmtree(left, ignore_errors=True)
 
     with FileLock(final.with_name(f".{final.name}.lock")):  # a dead process holds none
-        if final.is_dir():  # another process was faster, and made the same
+        if final.is_dir():  # from before, or another process was faster and made the same
             yield None
             return
         try:
@@ -80,33 +79,30 @@ def whole_folder(final: Path) -> Iterator[Path | None]:
             clear()  # again: workers of a killed process finish the tile that they are drawing
 
 
-def hashes(folder: Path) -> dict[str, dict]:
-    """Size and SHA-256 of each file of a cache."""
+def hashes(folder: Path) -> dict[str, str]:
+    """SHA-256 of each file of a cache but for HASHES itself, and for what a system puts there."""
     files = sorted(path for path in folder.iterdir() if path.name[0] != "." and path.name != HASHES)
-    return {f.name: {"size": f.stat().st_size, "sha256": file_hash(f)} for f in files}
+    return {file.name: _sha256(file) for file in files}
 
 
-def code_of(module: ModuleType) -> str:
-    """A digest of a module's source, or of all in a package: tiles that other code has made are
-    made again.
-    """
-    file = Path(module.__file__)
-    files = sorted(file.parent.glob("*.py")) if file.name == "__init__.py" else [file]
-    return " ".join(map(file_hash, files))
+def _sha256(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
-def new_stores(
-    folder: Path, count: int, size: int, masks: bool
-) -> tuple[TileStore, TileStore | None]:
-    """New stores of images and masks, after a look at the space left."""
+def code_of(package: ModuleType) -> str:
+    """A digest of a package's source: tiles that other code has made are made again."""
+    return " ".join(map(_sha256, sorted(Path(package.__file__).parent.glob("*.py"))))
+
+
+def require_space(folder: Path, count: int, size: int, masks: bool) -> None:
+    """Raise DataError where the disk has no room for count tiles of size pixels, and masks."""
     needed, free = count * size * size * (4 if masks else 3), shutil.disk_usage(folder).free
     if needed > free:
         raise DataError(
             f"{folder.parent}: {needed / 1e9:.1f} GB needed for the decoded tiles, "
             f"{free / 1e9:.1f} GB free; make room or set CRC_HELPERS_CACHE"
         )
-    images = create(folder, "images", (count, 3, size, size))
-    return images, create(folder, "masks", (count, size, size)) if masks else None
 
 
 def write_table(folder: Path, table: pd.DataFrame, notes: Iterable[str]) -> None:

@@ -1,5 +1,6 @@
 """Drawn tiles: planned, drawn into the cache, or written as files in MHIST's layout."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -7,17 +8,19 @@ from numbers import Integral
 from pathlib import Path
 from typing import Any
 
-from crc_helpers import tissue
-from crc_helpers.runs import MOST_TILES, SEEDS, save_json
-from crc_helpers.sources import store
-from crc_helpers.sources.base import About, DataError, choose_classes
-from crc_helpers.sources.cache import cached, code_of, new_stores, whole_folder, write_table
-from crc_helpers.sources.mhist import MHIST, MHIST_COLUMNS
-from crc_helpers.sources.store import to_arrays
-from crc_helpers.tissue.cohort import Cohort, make_cohort
-from crc_helpers.tissue.parameters import CLASS_NAMES, KINDS
-from crc_helpers.tissue.write import MASKS, draw_all, to_files
+import numpy as np
 
+from crc_helpers import sources, tissue
+from crc_helpers.runs import save_json
+from crc_helpers.sources.base import About, DataError, choose_classes
+from crc_helpers.sources.cache import cached, code_of, require_space, whole_folder, write_table
+from crc_helpers.sources.mhist import MHIST, MHIST_COLUMNS
+from crc_helpers.sources.store import SHARD, save_shard
+from crc_helpers.tissue.cohort import TILES_PER_SLIDE, Cohort, make_cohort
+from crc_helpers.tissue.parameters import CLASS_NAMES, KINDS
+from crc_helpers.tissue.write import MASKS, draw_all, to_arrays, to_files
+
+LIMITS = {"n": (2, 200_000), "seed": (0, 2**32 - 1)}  # the most: 40 GB at 224 px
 SYNTHETIC = replace(MHIST, origin="drawn by crc_helpers.tissue", licence="MIT")
 
 
@@ -34,24 +37,28 @@ def drawn_tiles(
     """
     kinds = choose_classes(classes or CLASS_NAMES, KINDS)
     cohort = _plan(plan | {"kinds": kinds})
-    drawn = cohort.class_names
-    about = replace(SYNTHETIC, mpp=mpp * size / 224, class_names=drawn)
+    kinds = cohort.class_names
+    about = replace(SYNTHETIC, mpp=mpp * size / 224, class_names=kinds)
 
     def build(folder: Path) -> None:
-        new_stores(folder, len(cohort.seeds), size, masks=True)
-        draw_all(cohort, partial(to_arrays, folder), size, mpp)
+        require_space(folder, len(cohort.seeds), size, masks=True)
+        slides = draw_all(cohort, to_arrays, size, mpp)
+        for number, _ in enumerate(range(0, len(cohort.seeds), SHARD)):
+            shard = itertools.islice(slides, SHARD // TILES_PER_SLIDE)
+            images, masks = map(np.concatenate, zip(*shard, strict=True))
+            save_shard(folder, number, images=images, masks=masks)
         names = {"Image Name": "id", **{v: k for k, v in MHIST_COLUMNS.items()}}
         table = cohort.annotations().rename(columns=names | {"Slide": "group"})
         table["id"] = table["id"].str.removesuffix(".png")
-        unread = [] if drawn == CLASS_NAMES else ["votes"]
+        unread = [] if kinds == CLASS_NAMES else ["votes"]
         write_table(folder, table.drop(columns=["partition", *unread]), [])
 
-    key = (*plan.values(), drawn, size, mpp, code_of(tissue), code_of(store))
+    key = (*plan.values(), kinds, size, mpp, code_of(tissue), code_of(sources))
     return cached("synthetic", key, cache, build), about
 
 
 def _plan(plan: dict[str, Any]) -> Cohort:
-    for name, (low, high) in {"n": (2, MOST_TILES), "seed": SEEDS}.items():
+    for name, (low, high) in LIMITS.items():
         if not isinstance(plan[name], Integral) or not low <= plan[name] <= high:
             raise DataError(
                 f"{name} = {plan[name]!r}: expected a whole number from {low:,} to {high:,} of"
@@ -84,7 +91,8 @@ def write_synthetic(
                 raise DataError(f"{out}: is there already; choose another --out, or remove it")
             for name in ("images", *(f"masks/{mask}" for mask in MASKS)):
                 (folder / name).mkdir(parents=True)
-            draw_all(cohort, partial(to_files, folder), size, mpp)
+            for _ in draw_all(cohort, partial(to_files, folder), size, mpp):
+                pass
             for name in ("annotations", "truth"):
                 table = getattr(cohort, name)()
                 table.to_csv(folder / f"{name}.csv", index=False, lineterminator="\n")

@@ -1,12 +1,14 @@
 """The data sets that are read from files, by name, and the cache of their tiles."""
 
+from functools import partial
 from pathlib import Path
 
 from crc_helpers import sources
 from crc_helpers.sources import ebhi, folder, mhist
-from crc_helpers.sources.base import About, DataError, Scan, Source, declared, scan
-from crc_helpers.sources.cache import cached, code_of, new_stores, write_table
+from crc_helpers.sources.base import About, DataError, Scan, Source, scan
+from crc_helpers.sources.cache import cached, code_of, require_space, write_table
 from crc_helpers.sources.images import decode_all
+from crc_helpers.sources.store import save_shard
 
 SOURCES = {"mhist": mhist.SOURCE, "ebhi": ebhi.SOURCE, "folder": folder.SOURCE}
 
@@ -17,11 +19,12 @@ def listed(name: str, root: str | Path | None) -> tuple[Source, Path, Scan]:
     if name == "ebhi" and not root:
         root = ebhi.ebhi_folder()
     try:
-        root = source.locate(Path(root) if root else None).resolve()
-        return source, root, scan(root, source.folders(root), source.tables)
+        root = source.locate(Path(root).expanduser() if root else None).resolve()
+        return source, root, scan(root, source.folders(root))
     except OSError as error:
         raise DataError(
-            f"{root}: cannot be listed ({error.strerror}); check that you may read it"
+            f"{error.filename or root}: cannot be read ({error.strerror}); check that it exists "
+            "and that you may read it"
         ) from error
 
 
@@ -35,9 +38,9 @@ def decoded(
         table, notes = source.read(root, found)
         if table.empty:
             raise DataError(f"{root}: no image in it; expected the layout of {name!r}")
-        images, masks = new_stores(unfinished, len(table), size, "mask" in table)
-        notes += decode_all(root, table, images, masks)
+        require_space(unfinished, len(table), size, "mask" in table)
+        notes += decode_all(root, table, size, partial(save_shard, unfinished))
         write_table(unfinished, table, notes)
 
     key = (str(root), size, found.fingerprint, code_of(sources))
-    return cached(name, key, cache, build), declared(root, source.about)
+    return cached(name, key, cache, build), mhist.declared(root, source.about)

@@ -1,12 +1,13 @@
 """MHIST's layout: `annotations.csv` beside `images/`, and masks where tissue is drawn."""
 
-import re
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 
 from crc_helpers.sources.base import METADATA, About, DataError, Scan, Source, given_root
-from crc_helpers.sources.tables import read_table, refuse, require_match
+from crc_helpers.sources.tables import match, read_table, refuse
 
 MHIST_COLUMNS = {
     "id": "Image Name",
@@ -28,7 +29,7 @@ MHIST = About(
 )
 
 
-def _locate_mhist(root: Path | None) -> Path:
+def _locate(root: Path | None) -> Path:
     root = given_root(root, "mhist", MHIST_FORM)
     for part in ("annotations.csv", "images"):
         if not (root / part).exists():
@@ -36,59 +37,55 @@ def _locate_mhist(root: Path | None) -> Path:
     return root
 
 
-def _folders_mhist(root: Path) -> list[str]:
+def _folders(root: Path) -> list[str]:
     masks = ["masks/diagnostic"] if (root / "masks" / "diagnostic").is_dir() else []
     return ["images", *masks]
 
 
-def _read_mhist(root: Path, found: Scan) -> tuple[pd.DataFrame, list[str]]:
+def read(root: Path, found: Scan) -> tuple[pd.DataFrame, list[str]]:
+    """The rows of `annotations.csv`, each checked against its image, and what must be said."""
     path = root / "annotations.csv"
     table, notes = read_table(path, MHIST_COLUMNS, optional=["Slide", *METADATA])
-    bare = table["id"].map(lambda name: name not in ("", "..") and not re.search(r"[/\\]", name))
-    refuse(~bare, path, table["id"], "leaves the folder images; give the bare file name")
-    require_match(path, table["id"], found.files["images"], str(root / "images"))
+    images = match(path, table["id"], found.files["images"], root / "images")
     table["class"] = table["class"].str.upper()
     table["partition"] = table["partition"].str.lower()
-    refuse(
-        ~table["class"].isin(["HP", "SSA"]), path, table["class"], "is no label; write HP or SSA"
-    )
-    refuse(
-        ~table["partition"].isin(["train", "test"]),
-        path,
-        table["partition"],
-        "is no partition; write train or test",
-    )
-    refuse(
-        ~table["votes"].str.fullmatch("[0-7]"),
-        path,
-        table["votes"],
-        "is no number of votes; write a whole number from 0 to 7",
-    )
-    against = (table["votes"].astype(int) >= 4) != (table["class"] == "SSA")
-    refuse(
-        against,
-        path,
-        table["votes"] + " votes of 7 for SSA, label " + table["class"],
-        "contradict each other; 4 or more votes make SSA, correct one of them",
-    )
+    label, part, votes = table["class"], table["partition"], table["votes"]
+    refuse(~label.isin(["HP", "SSA"]), path, label, "is no label; write HP or SSA")
+    refuse(~part.isin(["train", "test"]), path, part, "is no partition; write train or test")
+    why = "is no number of votes; write a whole number from 0 to 7"
+    refuse(~votes.str.fullmatch("[0-7]"), path, votes, why)
+    both = votes + " votes of 7 for SSA, label " + label
+    why = "contradict each other; 4 or more votes make SSA, correct one of them"
+    refuse((votes.astype(int) >= 4) != (label == "SSA"), path, both, why)
     if "Slide" in table:
         table = table.rename(columns={"Slide": "group"})
         refuse(table["group"] == "", path, table["id"], "has no slide; fill the column Slide")
         parts = table.groupby("group")["partition"].transform("nunique")
-        refuse(
-            parts > 1,
-            path,
-            table["group"],
-            "is in both partitions; keep all tiles of a slide in one",
-        )
-    table["file"] = "images/" + table["id"]
+        why = "is in both partitions; keep all tiles of a slide in one"
+        refuse(parts > 1, path, table["group"], why)
+    table["file"] = "images/" + images
     if "masks/diagnostic" in found.files:
-        folder = str(root / "masks" / "diagnostic")
-        require_match(path, table["id"], found.files["masks/diagnostic"], folder)
-        table["mask"] = "masks/diagnostic/" + table["id"]
+        folder = root / "masks" / "diagnostic"
+        masks = match(path, table["id"], found.files["masks/diagnostic"], folder)
+        table["mask"] = "masks/diagnostic/" + masks
     return table, notes
 
 
-SOURCE = Source(
-    MHIST, _locate_mhist, _folders_mhist, _read_mhist, ("annotations.csv", "about.json")
-)
+def declared(root: Path, about: About) -> About:
+    """What a data set says of itself in `about.json`, so that drawn tiles stay drawn tiles."""
+    path = root / "about.json"
+    if not path.is_file():
+        return about
+    try:
+        known = json.loads(path.read_text(encoding="utf-8"))
+        mpp = float(known["mpp"])
+        if not 0 < mpp < 1000:
+            raise ValueError(f"mpp {mpp}")
+        return replace(about, origin=str(known["source"]), licence=str(known["licence"]), mpp=mpp)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"{path}: expected source, licence and mpp as JSON ({error!r}); restore or remove it"
+        ) from error
+
+
+SOURCE = Source(MHIST, _locate, _folders, read)

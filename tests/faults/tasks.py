@@ -22,7 +22,6 @@ from crc_helpers.fine_tuning import fine_tune
 from crc_helpers.models import Classifier, Encoder
 from crc_helpers.pretraining import pretrain_encoder
 from crc_helpers.runs import fingerprint, save_table, save_weights
-from crc_helpers.sources import ebhi
 from crc_helpers.sources import store as tile_store
 
 
@@ -61,11 +60,6 @@ def fine_tuning(inputs: Path, out: Path) -> None:
 def caching(inputs: Path, out: Path) -> None:
     """Decode a folder of tiles into the cache."""
     data.load_tiles("folder", inputs / "folder", size=64, cache=out)
-
-
-def downloading(inputs: Path, out: Path) -> None:
-    """Fetch, verify and unpack an archive; `inputs` holds the server's address."""
-    ebhi.download_ebhi(out, (inputs / "address").read_text())
 
 
 def _dismiss() -> None:

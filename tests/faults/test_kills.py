@@ -1,15 +1,12 @@
 """SIGKILL at random moments, full disks, two runs at once: nothing corrupt, the next resumes."""
 
 import functools
-import hashlib
 import json
 import multiprocessing
 import os
 import signal
-import threading
 import time
 import zipfile
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import nbformat
 import numpy as np
@@ -19,7 +16,7 @@ import tasks
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from test_data import make_ebhi, make_folder
+from test_data import make_folder
 
 from crc_helpers import runs
 from crc_helpers.course import cli as course_cli
@@ -30,7 +27,7 @@ from crc_helpers.sources import store as tile_store
 FULL = bool(os.environ.get("CRC_FAULTS"))  # `make test-faults`
 KILLS = 14 if FULL else 2  # of each task
 RUN_KILLS = 5 if FULL else 1  # of `crc-course run`, which takes its time
-TASKS = [tasks.pretraining, tasks.fine_tuning, tasks.caching, tasks.downloading, tasks.drawing,
+TASKS = [tasks.pretraining, tasks.fine_tuning, tasks.caching, tasks.drawing,
          tasks.commanding]  # fmt: skip
 CLOCK = ["seconds", "pairs_per_second"]  # the columns that no two runs share
 
@@ -45,51 +42,13 @@ CONTEXT = multiprocessing.get_context("fork" if os.name != "nt" else None)
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory):
-    """Tiles, a folder of images, and a server of an archive that takes its time."""
+    """Tiles, and a folder of images."""
     folder = tmp_path_factory.mktemp("inputs")
     (folder / "store").mkdir()
-    store = tile_store.create(folder / "store", "images", (48, 3, 24, 24))
-    store[:] = np.random.default_rng(0).integers(0, 256, store.shape, np.uint8)
+    tiles = np.random.default_rng(0).integers(0, 256, (48, 3, 24, 24), np.uint8)
+    tile_store.save_shard(folder / "store", 0, images=tiles)
     make_folder(folder / "folder", count=150)
-    with zipfile.ZipFile(folder / "made.zip", "w") as content:
-        for path in sorted(make_ebhi(folder / "ebhi").rglob("*.png")):
-            content.write(path, path.relative_to(folder / "ebhi"))
-        content.writestr("EBHI-SEG/padding.bin", np.random.default_rng(0).bytes(4_000_000))
-    archive = (folder / "made.zip").read_bytes()
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self):
-            if self.path == "/record":
-                file = {"name": "EBHI-SEG.zip", "download_url": f"{url}/zip",
-                        "computed_md5": hashlib.md5(archive).hexdigest()}  # fmt: skip
-                return self.reply(200, json.dumps({"files": [file]}).encode())
-            start = int(self.headers.get("Range", "bytes=0-")[6:-1])
-            self.reply(206 if start < len(archive) else 416, archive[start:])
-
-        def reply(self, status, body):
-            self.send_response(status)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            for start in range(0, len(body), 1 << 17):
-                self.wfile.write(body[start : start + (1 << 17)])
-                time.sleep(0.01)
-
-        def handle_one_request(self):
-            try:
-                super().handle_one_request()
-            except ConnectionError:  # the client was killed
-                self.close_connection = True
-
-        def log_message(self, *_):
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    url = f"http://127.0.0.1:{server.server_port}"
-    (folder / "address").write_text(f"{url}/record")
-    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-    yield folder
-    server.shutdown()
-    server.server_close()
+    return folder
 
 
 def run(task, *arguments, kill_after=None):
@@ -111,7 +70,7 @@ READERS = {
     ".csv": pd.read_csv, ".json": lambda f: json.loads(f.read_text()), ".npy": np.load,
     ".ckpt": functools.partial(torch.load, weights_only=True), ".safetensors": load_file,
     ".png": lambda f: Image.open(f).load(), ".jpg": lambda f: Image.open(f).load(),
-    ".txt": lambda f: f.read_text(), ".bin": lambda f: f.read_bytes(), ".part": lambda f: None,
+    ".txt": lambda f: f.read_text(), ".bin": lambda f: f.read_bytes(),
     ".html": lambda f: f.read_text().index("</html>"), ".ipynb": lambda f: nbformat.read(f, 4),
 }  # fmt: skip
 
@@ -185,7 +144,7 @@ def test_a_killed_task_leaves_nothing_corrupt_and_resumes(task, seed, inputs, tm
     out = new_folder(tmp_path / "out")
     moments = np.random.default_rng([seed, TASKS.index(task)]).uniform(0, seconds, 1 + seed % 3)
     killed = [run(task, inputs, out, kill_after=moment) for moment in moments]
-    assert set(results(out)) <= set(expected) | {"EBHI-SEG.zip.part"}  # and all were read
+    assert set(results(out)) <= set(expected)  # and all were read
     KILLED.append(killed.count(None))
     run(task, inputs, out)
     assert results(out) == expected
