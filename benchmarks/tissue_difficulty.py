@@ -22,7 +22,7 @@ from sklearn.metrics import roc_auc_score
 
 from crc_helpers import augmentation, data, evaluation, fine_tuning, models, pretraining, runs
 from crc_helpers.course.settings import lesson_files, parameters_of
-from crc_helpers.tissue.cohort import make_cohort, read
+from crc_helpers.tissue.cohort import make_cohort, reader_votes
 
 HERE = Path(__file__).parent
 
@@ -81,7 +81,7 @@ def base(load, parts, recipe, seed, fabric) -> dict[str, float]:
     result |= {"from scratch, AUC": auc, "from scratch, accuracy": accuracy}
     # An eighth reader of the same kind, and one who knows the truth, against the majority of seven.
     truth = cohort.truth()["Distortion"].to_numpy()
-    again = read(truth, np.random.default_rng(seed)) / 7
+    again = reader_votes(truth, np.random.default_rng(seed)) / 7
     alone = np.where(cohort.label == 1, again, 1 - again)[test].mean()
     result["single reader, accuracy"] = alone
     result["oracle, accuracy"] = (cohort.true_label == y)[test].mean()

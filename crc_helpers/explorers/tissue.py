@@ -7,9 +7,9 @@ import ipywidgets as widgets
 import numpy as np
 from matplotlib.figure import Figure
 
-from crc_helpers.explorers.base import Explorer, fixed_axes, named, slider
-from crc_helpers.figures import PALETTE, show_tile
-from crc_helpers.tissue.cohort import read
+from crc_helpers.explorers.base import Explorer, fixed_axes, number, slider
+from crc_helpers.figures import CLASSES, show_tile
+from crc_helpers.tissue.cohort import reader_votes
 from crc_helpers.tissue.parameters import (
     CLASS_NAMES,
     UNEQUIVOCAL,
@@ -27,10 +27,9 @@ def tissue_figure(parameters: TissueParameters, seed: int) -> Figure:
     figure, axes = fixed_axes(3.5, places)
     show_tile(axes[0], drawing.image, "what a reader sees")
     show_tile(axes[1], drawing.image, "the pixels that decide", drawing.diagnostic)
-    panels = read(np.full(2000, found), np.random.default_rng(0))  # many panels of seven
+    panels = reader_votes(np.full(2000, found), np.random.default_rng(0))  # many panels of seven
     share = np.bincount(panels, minlength=8) / len(panels)
-    colours = [PALETTE[0] if k < 4 else PALETTE[3] for k in range(8)]
-    axes[2].bar(range(8), share, color=colours)
+    axes[2].bar(range(8), share, color=[CLASSES[k > 3] for k in range(8)])
     axes[2].set(ylim=(0, 1), xticks=range(8))
     axes[2].set_xlabel("votes for SSA, of seven", fontsize=10)
     axes[2].set_ylabel("share of panels", fontsize=10)
@@ -55,7 +54,7 @@ class TissueExplorer(Explorer):
         for name in names:
             (low, high), value = known[name].metadata["bounds"], known[name].default
             self.sliders[name] = slider(name.replace("_", " "), value, low, high)
-        self.seed = widgets.BoundedIntText(value=seed, min=0, max=9999, **named("which tile"))
+        self.seed = number("which tile", seed)
         super().__init__([*self.sliders.values(), self.seed, *more])
 
     def parameters(self) -> TissueParameters:

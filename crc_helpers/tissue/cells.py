@@ -5,7 +5,7 @@ import numpy as np
 
 from crc_helpers.tissue.crypts import cap, wobble
 from crc_helpers.tissue.parameters import stream
-from crc_helpers.tissue.section import SUPERSAMPLING, Scene, cloud, fill, stamp
+from crc_helpers.tissue.section import SUPERSAMPLING, Scene, cloud, fill, fill_eggs
 
 
 def draw_cells(scene: Scene, to_lumen: np.ndarray) -> None:
@@ -39,8 +39,8 @@ def draw_epithelium(
     label = scene.label[row, column]
     height = scene.height(label, scene.h[coarse])
     thick = np.clip(to_lumen[row, column], 9 * k, 27 * k)
-    ill, crowd = dysplasia(scene, label), scene.clouds[1][coarse]
-    dark = np.maximum(darkness(scene, label, height), ill)
+    ill, crowd = dysplasia_at(scene, label), scene.clouds[1][coarse]
+    dark = np.maximum(darkness_at(scene, label, height), ill)
     angle = np.arctan2(inward[:, 1], inward[:, 0])
     tip = points + inward * (0.95 * thick)[:, None]
     greys = (255 * u[7] ** 2).astype(int).tolist()  # some cells stain darker than others
@@ -52,7 +52,7 @@ def draw_epithelium(
     share = share * (1 - 0.85 * ill)
     goblet = (u[0] < share) & (thick > 11 * k)
     mucin = points + inward * (thick * (0.52 + 0.2 * u[1]))[:, None]
-    stamp(
+    fill_eggs(
         layers["mucin"],
         mucin[goblet],
         (thick * (0.24 + 0.16 * u[2]))[goblet],
@@ -70,7 +70,7 @@ def draw_epithelium(
         slip = aside * (k * 3.4 * (u[8] - 0.5))[:, None]
         tall = k * (2.4 + 2.0 * u[7] + 0.9 * dark - 0.7 * goblet) * (1 + 0.6 * ill)
         seen = u[4] < 0.8 * ill if tier else u[4] > 0.14 - 0.14 * dark - 0.05 * crowd
-        stamp(
+        fill_eggs(
             layers["nuclei"],
             (points + inward * depth[:, None] + slip)[seen],
             tall[seen],
@@ -80,12 +80,12 @@ def draw_epithelium(
         )
 
 
-def dysplasia(scene: Scene, label: np.ndarray) -> np.ndarray:
-    """Dysplasia of the cells at each place, 0 to 1; that of the surface is the slide's."""
+def dysplasia_at(scene: Scene, label: np.ndarray) -> np.ndarray:
+    """Dysplasia of the crypt under each pixel, 0 to 1; the surface has that of the slide."""
     return scene.table([c.dysplasia for c in scene.crypts], scene.p.dysplasia)[label]
 
 
-def darkness(scene: Scene, label: np.ndarray, height: np.ndarray) -> np.ndarray:
+def darkness_at(scene: Scene, label: np.ndarray, height: np.ndarray) -> np.ndarray:
     """How dark and crowded cells are, 0 to 1: the proliferating base of an undistorted crypt."""
     distorted = scene.table([c.distortion for c in scene.crypts], 1.0)[label]
     return np.clip(1 - height / 0.4, 0, 1) * (1 - distorted)
@@ -107,7 +107,7 @@ def draw_stroma(scene: Scene, muscle: np.ndarray) -> None:
     angle = np.where(deep, 0, np.pi / 2) + np.where(spindle, 0.8, 6.0) * (u[2] - 0.5)
     along = k * np.where(spindle, 3.6 + 2.5 * u[3], 2.2 + 1.3 * u[3])
     across = k * np.where(spindle, 1.0 + 0.5 * u[4], 1.9 + 1.0 * u[4])
-    stamp(scene.layers["nuclei"], at, along, across, angle, (130 + 110 * u[5]).astype(int))
+    fill_eggs(scene.layers["nuclei"], at, along, across, angle, (130 + 110 * u[5]).astype(int))
 
 
 def draw_vessels(scene: Scene) -> None:
@@ -126,6 +126,6 @@ def draw_vessels(scene: Scene) -> None:
         red.append(cells + rng.normal(0, 0.3 * width, cells.shape))
     red = np.concatenate(red)
     size = k * rng.uniform(2.0, 3.0, len(red))
-    stamp(scene.layers["red"], red, size, 0.9 * size, size, rng.integers(150, 255, len(red)))
+    fill_eggs(scene.layers["red"], red, size, 0.9 * size, size, rng.integers(150, 255, len(red)))
     scene.layers["vessel"] &= scene.layers["free"]
     scene.layers["red"] &= scene.layers["free"]

@@ -116,7 +116,7 @@ class Cohort:
         return pd.DataFrame(known)
 
 
-def read(distortions: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def reader_votes(distortions: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Votes for SSA, int64 (n,), of seven readers with a bias, a skill and logistic noise each."""
     evidence = (distortions[:, None] - UNEQUIVOCAL - READER_BIAS) * READER_SKILL
     return (evidence + rng.logistic(size=evidence.shape) > 0).sum(1)
@@ -132,13 +132,14 @@ def make_cohort(
 ) -> Cohort:
     """Plan n tiles of n / TILES_PER_SLIDE polyps; a larger n begins with the same parameters.
 
-    `shortcut` plants a mark that goes with the published label, or not at all (None): "ink", a
-    dot in the corner of the tile; "stain", a bluer stain of the slide, by the polyp's kind. Of the
-    SSA a share (1 + strength) / 2 carries it, of the rest (1 - strength) / 2: 1 gives every label
-    away, 0 says nothing, -1 misleads. `scanner` puts all slides on one of SITES. `kinds`: which of
-    KINDS the polyps are of, in any order, an equal share each. HP and SSA come together, and share
-    what is due to both as in a cohort of these two: readers tell the tiles of a serrated polyp
-    apart one by one. Raises ValueError.
+    `shortcut` plants a mark that goes with the published label, or none (None): "ink", a dot in the
+    corner of the tile; "stain", a bluer stain of the whole slide, by the polyp's kind. A share
+    (1 + strength) / 2 of SSA carries it, and (1 - strength) / 2 of the rest: 1 gives every label
+    away, 0 says nothing, -1 misleads. `scanner` puts all slides on one of SITES.
+
+    `kinds`: which of KINDS to draw, in any order, about as many polyps of each. Asking for HP or
+    SSA draws both, since one serrated polyp has tiles of either: together they get two kinds'
+    share, a third of it SSA polyps. Raises ValueError.
     """
     if n < 1:
         raise ValueError(f"n = {n} must be at least 1")
@@ -170,7 +171,7 @@ def make_cohort(
     true_label = place[[KINDS.index(kind_of(p)) for p in drawn]]
     found = np.array([distortion(p) for p in drawn])
     in_question = np.isin(kind, SERRATED)
-    votes = np.where(in_question, read(found, column_stream(seed, "votes")), -1)
+    votes = np.where(in_question, reader_votes(found, column_stream(seed, "votes")), -1)
     label = np.where(in_question, place[SERRATED[0]] + (votes >= 4), true_label)
     if shortcut:
         ssa = label == place[SERRATED[1]] if shortcut == "ink" else polyp

@@ -3,7 +3,7 @@
 import cv2
 import numpy as np
 
-from crc_helpers.tissue.cells import darkness
+from crc_helpers.tissue.cells import darkness_at
 from crc_helpers.tissue.parameters import stream
 from crc_helpers.tissue.section import EDGE, SUPERSAMPLING, Scene
 
@@ -44,7 +44,7 @@ def stain(
     # Epithelium: basal cytoplasm darker, apical paler with microvesicles, a brush border.
     depth = to_membrane / (to_membrane + np.minimum(to_lumen, 30 * k) + 0.1)
     label = scene.label[::SUPERSAMPLING, ::SUPERSAMPLING]
-    dark = darkness(scene, label, scene.height(label, scene.h))
+    dark = darkness_at(scene, label, scene.height(label, scene.h))
     cell_h = 0.88 - 0.42 * depth + 0.25 * dark + 0.14 * fine + 0.07 * mid + 0.45 * cover["border"]
     brush = np.exp(-((np.minimum(to_lumen, 30 * k) / (1.6 * k)) ** 2))
     cell_e = 0.55 + 0.07 * (mid + fine) + 0.25 * brush + 0.15 * (1 - depth)

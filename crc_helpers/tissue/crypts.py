@@ -44,9 +44,9 @@ def lattice(seed: int) -> np.ndarray:
 def lay_out(tiles: Sequence[TissueParameters], seed: int, fov: float = 448.0) -> list[Crypt]:
     """The crypts that a slide of tiles of fov micrometres may meet.
 
-    They stand on a jittered hexagonal lattice; in each tile the one of the first row nearest to
-    the middle carries the full severity. Near the border of two tiles a crypt takes after the
-    milder, so that no tile shows what its own parameters do not say.
+    They stand on a jittered hexagonal lattice. In each tile the crypt of the first row nearest to
+    the middle has the tile's full severity. A crypt within TAPER of a border can be seen in both
+    tiles: it takes the milder tile's severity, so a mild tile never shows a neighbour's crypt.
     """
     p, width = tiles[0], len(tiles) * fov
     dx, dz = p.crypt_spacing, 0.87 * p.crypt_spacing
@@ -176,10 +176,10 @@ class Tube:
         return self.radius[i] * rim - distance, self.lumen[i] * rim + teeth - distance
 
 
-def tabulate(
+def make_tubes(
     n: int, lobes: np.ndarray, azimuths: list, starts, lengths, rims, **tables
 ) -> list[Tube]:
-    """n tubes from tables (n, places) or of one row, of any float type."""
+    """Build n tubes; `tables` are the arrays of `Tube`, (n, places), or one row for all."""
     rim = (1 + 0.12 * (rims.T - 0.5) @ RIMS).astype(np.float32)
     places = max(table.shape[-1] for table in tables.values())
     tables = {
@@ -232,7 +232,7 @@ def build_trunks(p: TissueParameters, u, base, dilatation, serration) -> list[Tu
     inner = 2 + (4 + 10 * p.gape) * np.clip(t * 1.6 - 0.25, 0, 1) + 20 * belly + 15 * waist
     inner += 6 * p.dysplasia  # round and even, from the base up
     irregular, away = wobble(u[2], t, 12), 6 * np.clip(2 * t, 0, 1)
-    return tabulate(
+    return make_tubes(
         n,
         4 + 3 * u[3, :, 0],
         [None] * n,
@@ -262,7 +262,7 @@ def build_branches(p: TissueParameters, u, base, growth, trunks: list[Tube]) -> 
         (trunk.u[int(at)], trunk.w[int(at)]) for trunk, at in zip(trunks, root[:, 0], strict=True)
     ]
     at_u, at_w = np.array(leaves).T[..., None]
-    return tabulate(
+    return make_tubes(
         n,
         np.full(n, 5),
         [None] * n,
@@ -287,7 +287,7 @@ def build_feet(p: TissueParameters, u, base, growth, serration) -> list[list[Tub
         length = np.maximum((0.6 * radius + 95) * growth * share - 0.2 * radius, 1.0)
         left = (1 - t) * length  # micrometres to the tip
         turn = np.pi * ((u[18] < 0.5) ^ bool(i)) + 0.5 * (u[19 + i] - 0.5)
-        tubes = tabulate(
+        tubes = make_tubes(
             n,
             np.full(n, 5),
             turn[:, 0].tolist(),

@@ -204,7 +204,7 @@ def fill(canvas: np.ndarray, polygon: np.ndarray, value: int = 255) -> None:
     cv2.fillPoly(canvas, [np.round(polygon * 8).astype(np.int32)], value, shift=3)
 
 
-def stamp(
+def fill_eggs(
     canvas: np.ndarray,
     centre: np.ndarray,
     along: np.ndarray,

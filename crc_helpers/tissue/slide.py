@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, fields
 import cv2
 import numpy as np
 
-from crc_helpers.tissue.cells import draw_cells, draw_stroma, draw_vessels, dysplasia
+from crc_helpers.tissue.cells import draw_cells, draw_stroma, draw_vessels, dysplasia_at
 from crc_helpers.tissue.colour import photograph, stain
 from crc_helpers.tissue.parameters import (
     KINDS,
@@ -52,7 +52,7 @@ def diagnostic_region(scene: Scene, size: int) -> np.ndarray:
     normal, _, ssa, adenoma = (np.pad(kind == i, EDGE, mode="edge") for i in range(4))
     basal = scene.height(label, scene.h) < BASAL_SHARE
     crypts = (normal | basal & np.where(ssa, distorted, ~distorted)) & (label != scene.surface)
-    return np.where(adenoma, dysplasia(scene, label) >= UNEQUIVOCAL, crypts)
+    return np.where(adenoma, dysplasia_at(scene, label) >= UNEQUIVOCAL, crypts)
 
 
 def draw_slide(
