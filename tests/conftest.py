@@ -41,12 +41,6 @@ def one_thread():
     torch.set_num_threads(1)
 
 
-@pytest.fixture(autouse=True)
-def no_data_yet(monkeypatch):
-    """Begin each test as a kernel begins: without data that weights would be said to be made of."""
-    monkeypatch.setattr(runs, "_made_from", {})
-
-
 @pytest.fixture(scope="session")
 def fabric():
     """The training engine on the CPU in full precision, where equal means equal to the bit."""

@@ -8,15 +8,19 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 from sklearn.preprocessing import StandardScaler
 
-from crc_helpers import fine_tuning
+from crc_helpers import fine_tuning, runs
 from crc_helpers.augmentation import VIEWS, one_view
 from crc_helpers.fine_tuning import fine_tune, linear_probe, predict, probe_classifier, validate
 from crc_helpers.models import Classifier, Encoder
-from crc_helpers.pretraining import embed
-from crc_helpers.runs import load_checkpoint
+from crc_helpers.pretraining import Training, embed
 
 SETTINGS = {"size": 16, "epochs": 4, "batch": 8, "lr": 1e-3}
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+
+
+@pytest.fixture(autouse=True)
+def every_epoch_kept(monkeypatch):
+    monkeypatch.setattr(runs, "SAVE_EVERY", 0)
 
 
 @pytest.fixture(scope="module")
@@ -36,10 +40,10 @@ def train(tiles, fabric, start=0, validation=True, **changes):
     """Train on 16 of the tiles from the weights of seed `start`: (the classifier, the log)."""
     images, labels = tiles
     classifier, end = make_classifier(start), 24 if validation else 16
-    log = fine_tune(
-        classifier, images[:16], labels[:16], images[16:end], labels[16:end], VIEWS["gentle"],
-        fabric, **SETTINGS | changes,
-    )  # fmt: skip
+    options = {k: changes.pop(k) for k in ("checkpoint", "losses") if k in changes}
+    parts = [(images[part], labels[part]) for part in (slice(16), slice(16, end))]
+    training = Training(**SETTINGS | changes)
+    log = fine_tune(classifier, *parts, VIEWS["gentle"], fabric, training, **options)
     return classifier, log
 
 
@@ -109,10 +113,11 @@ def test_among_equal_losses_the_log_marks_the_weights_that_are_left(tiles, fabri
 
 def test_without_a_validation_set_the_last_epoch_is_left(tiles, fabric, tmp_path):
     checkpoint = tmp_path / "run.ckpt"
-    classifier, log = train(tiles, fabric, validation=False, checkpoint=checkpoint, mark="a")
+    classifier, log = train(tiles, fabric, validation=False, checkpoint=checkpoint)
     assert list(log["chosen"]) == [False, False, False, True]
     assert "val_loss" not in log
-    assert equal(load_checkpoint(checkpoint, "a")["model"], classifier.state_dict())
+    (kept,) = tmp_path.glob("run_*.ckpt")
+    assert equal(torch.load(kept, weights_only=True)["model"], classifier.state_dict())
 
 
 def test_validation_is_cross_entropy_and_the_mean_recall(tiles, fabric):
@@ -134,37 +139,35 @@ def test_the_same_seed_gives_the_same_classifier(tiles, fabric):
     assert_same(first, train(tiles, fabric, epochs=2))
 
 
-def test_another_seed_gives_another_classifier(tiles, fabric):
-    first, other = (train(tiles, fabric, epochs=1, seed=seed)[0] for seed in (0, 1))
-    assert not torch.equal(first.fc.weight, other.fc.weight)
-
-
 @pytest.mark.parametrize("losses", [(0.1, 0.3, 0.2, 0.4), (0.4, 0.3, 0.2, 0.1)])
 def test_an_interrupted_run_goes_on_to_the_same_classifier(
     tiles, fabric, scripted, tmp_path, losses
 ):
     scripted(*losses)
     whole = train(tiles, fabric)
-    kept = {"checkpoint": tmp_path / "run.ckpt", "mark": "a"}
+    kept = {"checkpoint": tmp_path / "run.ckpt"}
     scripted(*losses[:2], KeyboardInterrupt)
     with pytest.raises(KeyboardInterrupt):
         train(tiles, fabric, **kept)
     scripted(*losses[2:])  # two epochs are left, and the first loss is known from the checkpoint
-    assert_same(whole, train(tiles, fabric, start=99, **kept))
+    assert_same(whole, train(tiles, fabric, **kept))
 
 
 def test_a_finished_run_is_not_trained_again(tiles, fabric, tmp_path):
-    kept = {"checkpoint": tmp_path / "run.ckpt", "mark": "a", "epochs": 2}
-    first, again = train(tiles, fabric, **kept), train(tiles, fabric, start=99, **kept)
+    kept = {"checkpoint": tmp_path / "run.ckpt", "epochs": 2}
+    first, again = train(tiles, fabric, **kept), train(tiles, fabric, **kept)
     assert_same(first, again)
     assert list(first[1]["seconds"]) == list(again[1]["seconds"])
 
 
-def test_a_checkpoint_of_other_settings_is_left_aside(tiles, fabric, tmp_path):
-    checkpoint = tmp_path / "run.ckpt"
-    train(tiles, fabric, checkpoint=checkpoint, mark="a", epochs=1, seed=5)
-    second = train(tiles, fabric, checkpoint=checkpoint, mark="b", epochs=2)
-    assert_same(second, train(tiles, fabric, epochs=2))
+def test_other_settings_labels_or_starts_have_a_state_of_their_own(tiles, fabric, tmp_path):
+    images, labels = tiles
+    kept = {"checkpoint": tmp_path / "run.ckpt", "epochs": 2}
+    for of, change in ((tiles, {}), (tiles, {"seed": 5}), ((images, 1 - labels), {}),
+                       (tiles, {"start": 9})):  # fmt: skip
+        found = train(of, fabric, **kept, **change)
+        assert_same(found, train(of, fabric, epochs=2, **change))
+    assert len(list(tmp_path.glob("run_*.ckpt"))) == 4
 
 
 def test_the_log_and_its_file_have_a_row_an_epoch(tiles, fabric, tmp_path):
@@ -197,13 +200,19 @@ def test_a_classifier_learns_dark_from_light(tiles, fabric):
 
 
 def test_fewer_labelled_tiles_than_a_batch_are_refused(tiles, fabric):
-    with pytest.raises(ValueError, match=r"16 labelled tiles.*FINE_TUNE_BATCH"):
+    with pytest.raises(ValueError, match=r"16 tiles.*FINE_TUNE_BATCH"):
         train(tiles, fabric, batch=17)
 
 
 def test_a_loss_that_is_no_number_ends_the_run(tiles, fabric):
-    with pytest.raises(FloatingPointError, match="FINE_TUNE_LR"):
+    def val_loss(logits, labels):
+        return logits.sum() * float("nan")
+
+    with pytest.raises(FloatingPointError, match=r"loss of epoch 1 .*lower FINE_TUNE_LR"):
         train(tiles, fabric, lr=1e30)
+    words = "validation loss of epoch 1 is nan: lower FINE_TUNE_LR"
+    with pytest.raises(FloatingPointError, match=words):
+        train(tiles, fabric, losses=(torch.nn.functional.cross_entropy, val_loss))
 
 
 # --- Predictions ---------------------------------------------------------------------------------

@@ -34,9 +34,9 @@ def test_an_encoder_gives_one_feature_vector_an_image(name, dim):
         assert encoder(torch.rand(2, 3, 64, 64)).shape == (2, dim)
 
 
-@pytest.mark.parametrize("name", ["swin_tiny_patch4_window7_224", "vit_tiny_patch16_224"])
+@pytest.mark.parametrize("name", ["swin_tiny_patch4_window7_224", "levit_128s"])
 def test_a_size_that_a_backbone_is_not_built_for_is_refused_naming_both(name):
-    message = rf"{name} cannot take images of 100 pixels .*: change IMAGE_SIZE or BACKBONE"
+    message = rf"{name} cannot take images of 100 pixels: change BACKBONE, or IMAGE_SIZE to .*224"
     with pytest.raises(ValueError, match=message):
         Encoder(name)(torch.rand(2, 3, 100, 100))
 
@@ -132,19 +132,9 @@ def test_counting_leaves_frozen_parameters_out():
 def test_batch_normalisation_of_another_kind_is_refused_on_several_devices():
     network = models.Encoder("mobilenetv3_small_050")
     with pytest.raises(ValueError, match=r"BatchNormAct2d.*one device"):
-        models.synchronise_statistics(network, torch.device("cpu"))
+        models.synchronise_statistics(network, torch.device("meta"))
 
 
-def test_synchronised_batch_normalisation_of_one_process_is_torchs(monkeypatch):
-    monkeypatch.setattr(models, "all_reduce", lambda x: x)
-    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 1)
-    ours, theirs = torch.nn.BatchNorm2d(5), torch.nn.BatchNorm2d(5)
-    models.synchronise_statistics(ours, torch.device("cpu"))
-    x = 3 + 2 * torch.randn(4, 5, 6, 6)
-    for _ in range(2):
-        torch.testing.assert_close(ours(x), theirs(x), atol=1e-5, rtol=1e-5)
-    assert ours(x.bfloat16()).dtype == torch.bfloat16  # as autocast hands it over
-    theirs(x)
-    for name, value in theirs.state_dict().items():
-        torch.testing.assert_close(ours.state_dict()[name], value, atol=2e-3, rtol=1e-3)
-    torch.testing.assert_close(ours.eval()(x), theirs.eval()(x), atol=2e-2, rtol=1e-2)
+def test_several_cpus_are_refused():
+    with pytest.raises(ValueError, match="several devices need GPUs"):
+        models.synchronise_statistics(models.Encoder("resnet8"), torch.device("cpu"))
