@@ -40,6 +40,7 @@ def tagged(cells, tag):
 @each_lesson
 def test_lesson_has_short_cells_and_one_of_parameters(file):
     cells = code_cells(file)
+    assert "not for diagnosis" in nbformat.read(file, as_version=4).cells[0].source.lower()
     (cell,) = tagged(cells, "parameters")
     assert 1 <= len(parameters_of(file)) <= 12  # which fails on anything but literals
     assert all("#" in line for line in cell.source.splitlines())
