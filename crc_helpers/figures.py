@@ -1,7 +1,10 @@
-"""Every plot of the course. Functions take arrays and return the matplotlib figure."""
+"""Every plot of the course: functions take arrays and return the matplotlib figure."""
 
 import textwrap
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
+from functools import cache, partial
+from itertools import zip_longest
 from pathlib import Path
 
 import cv2
@@ -9,17 +12,35 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
+from matplotlib import font_manager, get_cachedir
+from matplotlib.axes import Axes
 from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
-from sklearn.calibration import calibration_curve
-from sklearn.metrics import average_precision_score, precision_recall_curve, roc_curve
+from matplotlib.font_manager import FontProperties
+from matplotlib.ft2font import FT2Font
+from sklearn import metrics
+from sklearn.calibration import CalibrationDisplay
+from sklearn.decomposition import PCA
+from sklearn.preprocessing import StandardScaler
 
 from crc_helpers.runs import atomic_path
 
 PALETTE = sns.color_palette("colorblind")
-CHANCE = {"color": "0.45", "linestyle": "--", "linewidth": 1.2}  # landmarks, in every figure alike
+# One colour, one meaning, in every figure alike.
+CLASSES = [PALETTE[k] for k in (0, 3, 8, 9, 7, 6)]  # HP blue, SSA vermilion, then further classes
+ARMS = [PALETTE[k] for k in (2, 4, 1, 5, 9, 8)]  # what is compared: recipes, networks, methods
+SLIDES = sns.color_palette("Set2", 8)
+PARTS = ["0.2", "0.4", "0.55", "0.8"]  # train, val, test, discarded
+VALUE, CONTROL, CHOSEN = "#3b3b6d", "0.55", "#b3003b"  # a measurement, a control, one picked out
+REGION, BOX = "#00e5ff", "#ffd400"  # the pixels that decide, and pixels found or lost
+CHANCE = {"color": "0.45", "linestyle": "--", "linewidth": 1.2}
 HEAT = "inferno"  # perceptually uniform, readable with any colour vision
+
+Array, Names = np.ndarray, Sequence[str]
+Mask = Array | None  # uint8 (H, W), or (N, H, W) of N tiles: 1 in the pixels that decide
+Arrays = dict[str, np.ndarray]  # by name
+Boxes = Sequence[tuple[int, int, int, int]]  # x, y, width, height
+Rows = Sequence[tuple[str, float, float, float]]  # name, value, low and high end of its interval
 
 
 def set_style() -> None:
@@ -31,13 +52,42 @@ def set_style() -> None:
 
     set_matplotlib_formats("jpeg", pil_kwargs={"quality": 72})
     sns.set_theme(context="notebook", style="ticks", palette="colorblind")
-    plt.rcParams.update(
-        {"figure.dpi": 80, "savefig.dpi": 110, "axes.spines.top": False,
-         "axes.spines.right": False, "figure.constrained_layout.use": True,
-         "text.parse_math": False,  # a $ in the name of a class or file is no formula
-         "axes.titlesize": 12, "axes.titleweight": "bold",
-         "axes.titley": 1.0}  # else matplotlib lays out every tick, even hidden ones, to place it
-    )  # fmt: skip
+    plt.rc("figure", dpi=80)
+    plt.rc("figure.constrained_layout", use=True)
+    plt.rc("savefig", dpi=110)
+    plt.rc("text", parse_math=False)  # a $ in the name of a class or file is no formula
+    plt.rc("axes.spines", top=False, right=False)
+    # Without titley matplotlib lays out every tick, even hidden ones, to place a title.
+    plt.rc("axes", titlesize=12, titleweight="bold", titley=1.0)
+
+
+def drawable(text: str) -> str:
+    """Return a text that matplotlib can draw: characters that no font here has are escaped.
+
+    A font that has what those in use lack, Chinese for example, is used from here on.
+    """
+    fonts = {c: font_with(c) for c in set(text) - {"\n"}}
+    families = [*plt.rcParams["font.family"], *filter(None, fonts.values())]
+    plt.rcParams["font.family"] = list(dict.fromkeys(families))
+    return "".join(c if fonts.get(c, c) else c.encode("unicode_escape").decode() for c in text)
+
+
+@cache
+def font_with(character: str) -> str | None:
+    """Return the family of a font here that has a character, one in use if it can; or warn."""
+    used = [(FontProperties(family=[name]), name) for name in plt.rcParams["font.family"]]
+    fonts = [(font_manager.findfont(font), name) for font, name in used]
+    fonts += [(font.fname, font.name) for font in font_manager.fontManager.ttflist]
+    for path, name in fonts:
+        boxes = "LastResort" in name.replace(" ", "")  # it has them all, as boxes
+        if not boxes and Path(path).is_file() and FT2Font(path).get_char_index(ord(character)):
+            return name
+    warnings.warn(
+        f"no font here has {character!r}: it is drawn as a number; install one that has, such as"
+        f" Noto, and delete {get_cachedir()}, where matplotlib keeps its list of fonts",
+        stacklevel=3,
+    )
+    return None
 
 
 def save(figure: Figure, path: Path) -> Figure:
@@ -47,107 +97,157 @@ def save(figure: Figure, path: Path) -> Figure:
     return figure
 
 
-def as_picture(image: np.ndarray) -> np.ndarray:
+def as_picture(image: Array) -> Array:
     """Turn a tile (3, H, W), uint8 or float in [0, 1], into (H, W, 3) for imshow."""
     return np.moveaxis(np.asarray(image), 0, -1)
 
 
 def show_tile(
-    axes, image: np.ndarray, title: str = "", mask: np.ndarray | None = None, **kw
+    ax: Axes, image: Array, title: str = "", mask: Mask = None, left: str = "", boxes: Boxes = ()
 ) -> None:
-    """Draw one tile without axes; `mask` (H, W) is outlined."""
-    axes.imshow(as_picture(image), **kw)
-    if mask is not None:
-        outline(axes, mask)
-    axes.set_title(title, fontsize=10, parse_math=False)  # as in `set_style`
-    axes.set_axis_off()
+    """Draw one tile without axes, titles above and to the left, its region outlined, and boxes."""
+    ax.imshow(as_picture(image))
+    outline(ax, mask)
+    draw_boxes(ax, boxes)
+    ax.set_title(drawable(title), fontsize=10, parse_math=False)  # as in `set_style`
+    place = {"transform": ax.transAxes, "ha": "right", "va": "center", "rotation": 90}
+    ax.text(-0.03, 0.5, drawable(left), fontsize=10, **place)
+    ax.set_axis_off()
 
 
-def outline(axes, mask: np.ndarray) -> None:
+def outline(ax: Axes, mask: Mask) -> None:
     """Draw the borders of a region (H, W) of 0 and 1; a tenth of the time of `axes.contour`."""
-    borders, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
-    lines = PolyCollection([points[:, 0] for points in borders], edgecolor="#00e5ff",
-                           facecolor="none", linewidth=1.6)  # fmt: skip
-    axes.add_collection(lines, autolim=False)
+    if mask is not None:
+        borders, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
+        look = {"edgecolor": REGION, "facecolor": "none", "linewidth": 1.6}
+        ax.add_collection(PolyCollection([b[:, 0] for b in borders], **look), autolim=False)
 
 
-def wrapped(title: str, width: float) -> str:
-    """Break a title, bold, of 10 points, into lines of at most `width` inches: 11 letters each."""
-    letters = int(11 * width)
-    return "\n".join(textwrap.fill(line, letters, break_on_hyphens=False)
-                     for line in title.split("\n"))  # fmt: skip
+def overlay(
+    ax: Axes, image: Array, heat: Array, top: float, title: str = "", mask: Mask = None, alpha=0.55
+) -> None:
+    """Draw a heat map (H, W), coloured from 0 to `top`, over its tile in grey; outline a region."""
+    grey, white = as_picture(image).mean(axis=2), 255 if image.dtype == np.uint8 else 1
+    ax.imshow(grey, cmap="gray", vmin=0, vmax=white)
+    ax.imshow(heat, cmap=HEAT, vmin=0, vmax=max(top, 1e-12), alpha=alpha)
+    outline(ax, mask)
+    ax.set_title(drawable(title), fontsize=10)
+    ax.set_axis_off()
 
 
-def tile_grid(
-    images: Sequence[np.ndarray],
-    titles: Sequence[str] | None = None,
-    columns: int = 4,
-    masks: Sequence[np.ndarray] | None = None,
-    width: float = 2.6,
-) -> Figure:
-    """Draw tiles (3, H, W) in a grid, `width` inches each, their regions outlined if given."""
-    rows = -(-len(images) // columns)
-    titles = [wrapped(title, width) for title in titles or [""] * len(images)]
-    height = width + 0.08 + 0.17 * max(title.count("\n") + 1 for title in titles)
-    figure, axes = plt.subplots(rows, columns, figsize=(columns * width, rows * height),
-                                squeeze=False)  # fmt: skip
-    for i, ax in enumerate(axes.flat):
-        if i < len(images):
-            show_tile(ax, images[i], titles[i], None if masks is None else masks[i])
-        else:
-            ax.set_axis_off()
+def draw_boxes(ax: Axes, boxes: Boxes) -> None:
+    """Draw rectangles (x, y, width, height)."""
+    ax.autoscale(False)  # a box at the border must not widen the picture
+    for x, y, w, h in boxes:
+        ax.add_patch(plt.Rectangle((x, y), w, h, fill=False, ec=BOX, lw=2))
+
+
+def table(cells: Sequence[Callable[[Axes], None]], columns: int, width: float) -> Figure:
+    """Draw pictures, row by row, `width` inches each; titles are broken to fit.
+
+    cells: functions that draw a picture into axes, such as `partial(show_tile, image=...)`.
+    """
+    rows, letters = -(-len(cells) // columns), int(11 * width)  # bold letters of 10 points
+    figure, axes = plt.subplots(rows, columns, squeeze=False)
+    for ax, draw in zip_longest(axes.flat, cells, fillvalue=Axes.set_axis_off):
+        draw(ax)
+        for text in (ax.title, *ax.texts):
+            lines = text.get_text().split("\n")
+            broken = [textwrap.fill(x, letters, break_on_hyphens=False) for x in lines]
+            text.set_text("\n".join(broken))
+    lines = 1 + max(ax.get_title().count("\n") for ax in axes.flat)
+    margin = 0.2 * max(len(text.get_text().split("\n")) for ax in axes.flat for text in ax.texts)
+    figure.set_size_inches(columns * width + margin, rows * (width + 0.08 + 0.17 * lines))
     return figure
 
 
-def slide(image: np.ndarray, mask: np.ndarray, titles: Sequence[str]) -> Figure:
+def tile_grid(
+    images: Array, titles: Names = (), columns: int = 4, masks: Mask = None, width: float = 2.6
+) -> Figure:
+    """Draw tiles (3, H, W) in a grid, `width` inches each, their regions outlined if given."""
+    given = zip_longest(images, titles, () if masks is None else masks)
+    cells = [partial(show_tile, image=i, title=t or "", mask=mask) for i, t, mask in given]
+    return table(cells, columns, width)
+
+
+def image_rows(
+    rows: Sequence[Sequence[Array]], row_titles: Names, column_titles: Names, width: float = 1.9
+) -> Figure:
+    """Draw a table of images with titles left and above."""
+    cells = [
+        partial(show_tile, image=image, title="" if r else column_titles[c], left="" if c else name)
+        for r, (row, name) in enumerate(zip(rows, row_titles, strict=True))
+        for c, image in enumerate(row)
+    ]
+    return table(cells, len(rows[0]), width)
+
+
+def films(rows: dict[str, Sequence[tuple[Array, str]]], width: float = 1.5) -> Figure:
+    """Draw films, two a line: the name to the left, then frames (3, H, W) with captions."""
+    cells = [
+        partial(show_tile, image=image, title=caption, left="" if k else name)
+        for name, film in rows.items()
+        for k, (image, caption) in enumerate(film)
+    ]
+    return table(cells, 2 * len(next(iter(rows.values()))), width)
+
+
+def slide(image: Array, mask: Array, titles: Names) -> Figure:
     """Draw a slide (3, H, n * H) with its region outlined and the borders of its n tiles."""
     height, width = image.shape[1:]
     figure, ax = plt.subplots(figsize=(15.5, 15.5 * height / width + 0.45))
     show_tile(ax, image, mask=mask)
     for i, title in enumerate(titles):
         ax.text((i + 0.5) * height, -8, title, ha="center", va="bottom", fontsize=10)
-        if i:
-            ax.axvline(i * height, color="black", linestyle=":", linewidth=1.5)
+        ax.axvline(i * height, color="black", linestyle=":", linewidth=1.5 if i else 0)
     return figure
 
 
-def films(
-    rows: dict[str, Sequence[tuple[np.ndarray, str]]], width: float = 1.5, blocks: int = 2
+def explanations(
+    images: Array, heats: Array, boxes: Sequence[Boxes], titles: Sequence[Names], masks: Mask = None
 ) -> Figure:
-    """Draw a film a row, in blocks side by side: its name, then frames (3, H, W) with captions."""
-    frames, lines = len(next(iter(rows.values()))), -(-len(rows) // blocks)
-    size = (blocks * (frames * width + 0.9), lines * (width + 0.24))
-    figure, axes = plt.subplots(
-        lines, blocks * (frames + 1), squeeze=False, figsize=size,
-        width_ratios=([0.55] + [1] * frames) * blocks,
-    )  # fmt: skip
-    for ax in axes.flat:
-        ax.set_axis_off()
-    for i, (name, film) in enumerate(rows.items()):
-        line, block = axes[i % lines], i // lines * (frames + 1)
-        line[block].text(0.95, 0.5, name, ha="right", va="center", fontsize=10)
-        for ax, (image, caption) in zip(line[block + 1 :], film, strict=False):
-            show_tile(ax, image)
-            bold = "bold" if caption.endswith("SSA") else "normal"
-            ax.set_title(caption, fontsize=9, fontweight=bold, pad=2)
+    """Draw the paper's Figure 5, original | heat map | boxes, for tiles in two columns.
+
+    images (N, 3, H, W) uint8, heats (N, H, W) raw on one colour scale, boxes a list a tile, titles
+    (left, right) a tile, masks (N, H, W) outlined where given. The first half goes to the left.
+    """
+    top, half, cells = float(np.max(heats)), -(-len(images) // 2), []
+    for k in (k for r in range(half) for k in (r, r + half) if k < len(images)):
+        mask, words = None if masks is None else masks[k], f"Grad-CAM, at most {heats[k].max():.2g}"
+        left, right = (partial(show_tile, image=images[k], title=t, mask=mask) for t in titles[k])
+        heat = partial(overlay, image=images[k], heat=heats[k], top=top, title=words, mask=mask)
+        cells += [left, heat, partial(right, boxes=boxes[k])]
+    figure = table(cells, 6, width=2.3)
+    scale, label = plt.cm.ScalarMappable(plt.Normalize(0, top), HEAT), "Grad-CAM, raw, one scale"
+    figure.colorbar(scale, ax=figure.axes, label=label, shrink=0.6, aspect=30)
     return figure
 
 
-def image_rows(
-    rows: Sequence[Sequence[np.ndarray]],
-    row_titles: Sequence[str],
-    column_titles: Sequence[str],
-    width: float = 1.9,
+def heat_row(
+    image: Array, heats: Arrays, mask: Mask = None, shared: bool = True, width: float = 2.6
 ) -> Figure:
-    """Draw a table of images with titles left and above."""
-    size = (len(rows[0]) * width + 1, len(rows) * width + 0.3)
-    figure, axes = plt.subplots(len(rows), len(rows[0]), squeeze=False, figsize=size)
-    for r, row in enumerate(rows):
-        for c, image in enumerate(row):
-            show_tile(axes[r, c], image, column_titles[c] if r == 0 else "")
-        axes[r, 0].text(-0.06, 0.5, row_titles[r], transform=axes[r, 0].transAxes, ha="right",
-                        va="center", fontsize=10)  # fmt: skip
-    return figure
+    """Draw one tile and several maps (H, W) of it; shared puts them on one colour scale."""
+    top = max(float(heat.max()) for heat in heats.values()) if shared else 0
+    maps = {name: heat[None] for name, heat in heats.items()}
+    return heat_rows(image[None], maps, [""], None if mask is None else mask[None], top, width)
+
+
+def heat_rows(
+    images: Array, heats: Arrays, names: Names, masks: Mask = None, top: float = 0, width=1.95
+) -> Figure:
+    """Draw a tile a row (3, H, W) and its maps beside it, heats (N, h, w) by name.
+
+    top: end of the colour scale; at 0 each map has its own, as methods differ in their units.
+    """
+    cells = []
+    for k, (image, name) in enumerate(zip(images, names, strict=True)):
+        more = {"image": image, "mask": None if masks is None else masks[k]}
+        cells.append(partial(show_tile, title="" if k else "tile", left=name, **more))
+        for title, heat in heats.items():
+            pixels = cv2.resize(heat[k], image.shape[:0:-1], interpolation=cv2.INTER_LINEAR)
+            more |= {"heat": pixels, "top": top or float(pixels.max())}
+            cells.append(partial(overlay, title="" if k else title, **more))
+    return table(cells, len(heats) + 1, width)
 
 
 def class_and_split(counts: pd.DataFrame, discarded: int = 0) -> Figure:
@@ -156,119 +256,88 @@ def class_and_split(counts: pd.DataFrame, discarded: int = 0) -> Figure:
     counts: rows parts ("train", ...), columns classes.
     """
     figure, (bar, pie) = plt.subplots(1, 2, figsize=(10, 3.8))
-    bottom = np.zeros(counts.shape[1])
-    shades = ["#1b4f72", "#5499c7", "#d4a017", "#bbbbbb"]
-    for shade, (part, row) in zip(shades, counts.iterrows(), strict=False):
-        drawn = bar.bar(counts.columns, row, bottom=bottom, color=shade, label=part, width=0.6)
-        bar.bar_label(drawn, labels=[f"{v:,}" if v else "" for v in row], label_type="center",
-                      color="white", fontsize=10)  # fmt: skip
-        bottom += row.to_numpy()
-    bar.set(ylabel="tiles", title="Tiles per class")
+    shown = counts.rename(columns=drawable)
+    shown.T.plot.bar(stacked=True, color=PARTS, width=0.6, rot=0, ylabel="tiles", ax=bar)
+    for bars in bar.containers:
+        numbers = [f"{n:,.0f}" if n else "" for n in bars.datavalues]
+        bar.bar_label(bars, labels=numbers, label_type="center", color="white", fontsize=10)
+    bar.set_title("Tiles per class")
     bar.legend(frameon=False)
     parts = counts.sum(axis=1)
     names = [f"{part}\n{n:,} ({n / parts.sum():.0%})" for part, n in parts.items()]
-    pie.pie(parts, labels=names, colors=shades, startangle=90, counterclock=False,
-            wedgeprops={"width": 0.5, "edgecolor": "white"})  # fmt: skip
-    title = "Tiles per part" + (f" ({discarded:,} discarded)" if discarded else "")
-    pie.set_title(title)
+    ring = {"width": 0.5, "edgecolor": "white"}
+    pie.pie(parts, labels=names, colors=PARTS, startangle=90, counterclock=False, wedgeprops=ring)
+    pie.set_title("Tiles per part" + (f" ({discarded:,} discarded)" if discarded else ""))
     return figure
 
 
-def votes_histogram(votes: np.ndarray, class_names: Sequence[str], published=None) -> Figure:
+def votes_histogram(
+    votes: Array, class_names: Names, published: Sequence[int] | None = None
+) -> Figure:
     """Draw how many of seven readers chose the second class; votes (N,), published (8,) counts."""
     figure, ax = plt.subplots(figsize=(8, 3.6))
     share = np.bincount(votes, minlength=8) / len(votes)
-    colours = [PALETTE[0]] * 4 + [PALETTE[3]] * 4
-    ax.bar(range(8), share, color=colours, width=0.75, label=None)
+    ax.bar(range(8), share, color=[CLASSES[k > 3] for k in range(8)], width=0.75)
     if published is not None:
-        ax.plot(range(8), np.asarray(published) / np.sum(published), "k_", markersize=26,
-                markeredgewidth=2, label="MHIST, as published")  # fmt: skip
+        look = {"markersize": 26, "markeredgewidth": 2, "label": "MHIST, as published"}
+        ax.plot(range(8), np.divide(published, sum(published)), "k_", **look)
         ax.legend(frameon=False)
     ax.axvline(3.5, **CHANCE)
-    top = ax.get_ylim()[1]
-    ax.text(3.4, top, f"{class_names[0]} ", ha="right", va="top", color=PALETTE[0], weight="bold")
-    ax.text(3.6, top, f" {class_names[1]}", ha="left", va="top", color=PALETTE[3], weight="bold")
-    ax.set(xlabel=f"readers of seven who chose {class_names[1]}", ylabel="share of tiles",
-           xticks=range(8))  # fmt: skip
+    names, top = [drawable(name) for name in class_names], ax.get_ylim()[1]
+    for name, colour, x, side in zip(names, CLASSES, (3.4, 3.6), ("right", "left"), strict=False):
+        ax.text(x, top, name, ha=side, va="top", color=colour, weight="bold")
+    ax.set(xlabel=f"readers of seven who chose {names[1]}", ylabel="share of tiles")
+    ax.set_xticks(range(8))
     return figure
 
 
-def intervals(
-    rows: Sequence[tuple[str, float, float, float]],
-    xlabel: str,
-    landmark: float | None = None,
-    landmark_name: str = "chance",
+def colour_scatter(
+    features: Array, labels: Array, class_names: Names, groups: Array | None = None
 ) -> Figure:
-    """Draw (name, value, low, high) rows as points with their intervals."""
-    figure, ax = plt.subplots(figsize=(8.5, 0.7 + 0.42 * len(rows)))
-    for y, (_, value, low, high) in enumerate(rows):
-        ax.plot([low, high], [y, y], color=PALETTE[0], linewidth=2.5, solid_capstyle="round")
-        ax.plot(value, y, "o", color=PALETTE[0], markersize=7)
-        ax.annotate(f"{value:.3f} [{low:.3f}, {high:.3f}]", (1.02, y), fontsize=10, va="center",
-                    xycoords=("axes fraction", "data"))  # fmt: skip
-    if landmark is not None:
-        ax.axvline(landmark, **CHANCE)
-        ax.annotate(landmark_name, (landmark, 1.0), xycoords=("data", "axes fraction"), ha="center",
-                    va="bottom", color="0.35", fontsize=10)  # fmt: skip
-    ax.set(yticks=range(len(rows)), yticklabels=[r[0] for r in rows], xlabel=xlabel,
-           ylim=(len(rows) - 0.5, -0.5))  # fmt: skip
-    ax.grid(axis="x", color="0.9")
-    return figure
-
-
-def colour_scatter(features: np.ndarray, labels: np.ndarray, class_names, groups=None) -> Figure:
     """Draw the two main components of colour statistics (N, 15), by class and by slide."""
-    spread = features.std(axis=0)  # 0 where all tiles show some glass, say
-    centred = (features - features.mean(axis=0)) / np.where(spread > 0, spread, 1)
-    u, s, _ = np.linalg.svd(centred, full_matrices=False)
-    points = u[:, :2] * s[:2]
+    points = PCA(2).fit_transform(StandardScaler().fit_transform(features))
     figure, axes = plt.subplots(1, 1 if groups is None else 2, figsize=(10, 4), squeeze=False)
     embedding_axes(axes[0, 0], points, labels, class_names, "by class")
     if groups is not None:
-        top = pd.Series(groups).value_counts().index[:8]
-        codes = np.array([list(top).index(g) if g in top else -1 for g in groups])
+        largest = pd.Series(groups).value_counts().index[:8]
+        codes = pd.Index(largest).get_indexer(groups)  # -1 for all other slides
         axes[0, 1].scatter(*points[codes < 0].T, s=6, color="0.85")
-        for code, name in enumerate(top):
-            axes[0, 1].scatter(*points[codes == code].T, s=22, label=name,
-                               color=sns.color_palette("tab10")[code])  # fmt: skip
-        axes[0, 1].legend(frameon=False, fontsize=8, markerscale=1.2, loc="center left",
-                          bbox_to_anchor=(1, 0.5))  # fmt: skip
-        axes[0, 1].set(title="the same, eight groups coloured", xlabel="component 1", yticks=[],
-                       xticks=[])  # fmt: skip
+        title = "the same, eight groups coloured"
+        embedding_axes(axes[0, 1], points, codes, largest.astype(str), title, SLIDES)
+        axes[0, 1].legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
 
 
-def embedding_axes(ax, points: np.ndarray, labels: np.ndarray, class_names, title: str) -> None:
+def embedding_axes(
+    ax: Axes, points: Array, labels: Array, names: Names, title: str, colours: Sequence = CLASSES
+) -> None:
     """Scatter points (N, 2) coloured by label (N,)."""
-    colours = [PALETTE[k] for k in (0, 3, 2, 1, 4, 7)]
-    if len(class_names) > len(colours):
-        colours = sns.color_palette("husl", len(class_names))
-    for c, name in enumerate(class_names):
-        ax.scatter(*points[labels == c].T, s=12, alpha=0.7, color=colours[c], label=name,
-                   linewidths=0)  # fmt: skip
+    if len(names) > len(colours):
+        colours = sns.color_palette("husl", len(names))
+    for c, (name, colour) in enumerate(zip(names, colours, strict=False)):
+        dots, look = points[labels == c].T, {"s": 18, "alpha": 0.8, "linewidths": 0}
+        ax.scatter(*dots, color=colour, label=drawable(name), **look)
     ax.set(title=title, xticks=[], yticks=[], xlabel="component 1", ylabel="component 2")
     ax.legend(frameon=False, fontsize=9, markerscale=1.6)
 
 
-def embedding_maps(maps: dict[str, np.ndarray], labels: np.ndarray, class_names) -> Figure:
-    """Draw several 2-d maps (N, 2) of the same tiles side by side."""
-    columns = min(len(maps), 2)
-    rows = -(-len(maps) // columns)
+def embedding_maps(maps: Arrays, labels: Array, class_names: Names) -> Figure:
+    """Draw several 2-d maps (N, 2) of the same tiles, two beside each other."""
+    columns, rows = min(len(maps), 2), -(-len(maps) // 2)
     figure, axes = plt.subplots(rows, columns, figsize=(5.2 * columns, 4.1 * rows), squeeze=False)
     for ax, (title, points) in zip(axes.flat, maps.items(), strict=False):
         embedding_axes(ax, points, labels, class_names, title)
     return figure
 
 
-def similarity_matrix(similarity: np.ndarray, names: Sequence[str], title: str = "") -> Figure:
-    """Draw cosine similarities (2N, 2N) with their values."""
+def similarity_matrix(similarity: Array, names: Names, title: str = "") -> Figure:
+    """Draw cosine similarities (2N, 2N) with their values, the two views of a tile framed."""
     figure, ax = plt.subplots(figsize=(6.6, 5.4))
-    sns.heatmap(similarity, annot=True, fmt=".2f", cmap="vlag", vmin=-1, vmax=1, square=True,
-                xticklabels=names, yticklabels=names, ax=ax, annot_kws={"size": 9},
-                cbar_kws={"label": "cosine similarity"})  # fmt: skip
-    n = len(names) // 2
-    for i in range(2 * n):  # the positives, framed
-        ax.add_patch(plt.Rectangle(((i + n) % (2 * n), i), 1, 1, fill=False, ec="k", lw=2))
+    shown = pd.DataFrame(similarity, index=names, columns=names)
+    look = {"cmap": "vlag", "vmin": -1, "vmax": 1, "square": True, "annot_kws": {"size": 9}}
+    sns.heatmap(shown, annot=True, fmt=".2f", ax=ax, cbar_kws={"label": "cosine"}, **look)
+    for i, partner in enumerate(np.roll(np.arange(len(names)), len(names) // 2)):
+        ax.add_patch(plt.Rectangle((partner, i), 1, 1, fill=False, ec="k", lw=2))
     ax.set_title(title)
     return figure
 
@@ -276,324 +345,211 @@ def similarity_matrix(similarity: np.ndarray, names: Sequence[str], title: str =
 def temperature_curves(temperatures: Sequence[float]) -> Figure:
     """Draw how strongly a negative of each similarity pulls, for several temperatures."""
     figure, ax = plt.subplots(figsize=(8, 3.6))
-    cosines = np.linspace(-1, 1, 200)
-    for tau, colour in zip(
-        temperatures, sns.color_palette("viridis", len(temperatures)), strict=True
-    ):
+    cosines, colours = np.linspace(-1, 1, 200), sns.color_palette("viridis", len(temperatures))
+    for tau, colour in zip(temperatures, colours, strict=True):
         weight = np.exp(cosines / tau)
         ax.plot(cosines, weight / weight.mean(), color=colour, label=f"τ = {tau}", linewidth=2)
     ax.axhline(1, **CHANCE)
-    ax.set(yscale="log", ylim=(1e-3, 1e2), xlabel="cosine similarity of a negative to the anchor",
-           ylabel="its pull, relative to the mean")  # fmt: skip
+    ax.set(yscale="log", ylim=(1e-3, 1e2), ylabel="its pull, relative to the mean")
+    ax.set_xlabel("cosine similarity of a negative to the anchor")
     for power in ax.get_yticklabels():
         power.set_parse_math(True)
     ax.legend(frameon=False)
     return figure
 
 
+def over_epochs(titles: Names, ylabels: Names) -> tuple[Figure, Array]:
+    """Return a figure with two axes over whole epochs."""
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4))
+    for ax, title, ylabel in zip(axes, titles, ylabels, strict=True):
+        ax.set(title=title, xlabel="epoch", ylabel=ylabel)
+        ax.xaxis.get_major_locator().set_params(integer=True)
+    return figure, axes
+
+
 def loss_curve(
     logs: dict[str, pd.DataFrame], chance: float, floor: float, classes: int = 2
 ) -> Figure:
     """Draw contrastive losses between their two landmarks, and the kNN accuracy beside them."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 3.8))
-    for (name, log), colour in zip(logs.items(), PALETTE, strict=False):
-        left.plot(
-            log["epoch"], log["loss"], "o-", markersize=4, color=colour, label=f"{name} views"
-        )
-        watched = log.dropna(subset=["knn"]) if "knn" in log else log[:0]
-        right.plot(watched["epoch"], watched.get("knn", []), "o-", color=colour)
+    titles = "Loss", "kNN (labels only to watch)"
+    figure, (left, right) = over_epochs(titles, ("NT-Xent", "balanced accuracy"))
+    for (name, log), colour in zip(logs.items(), ARMS, strict=False):
+        look = {"color": colour, "label": f"{name} views"}
+        left.plot(log["epoch"], log["loss"], "o-", markersize=4, **look)
+        watched = log.reindex(columns=["epoch", "knn"]).dropna()
+        right.plot(watched["epoch"], watched["knn"], "o-", **look)
     for value, name in ((chance, "chance: ln(2N − 1)"), (floor, "floor: perfect, orthogonal")):
         left.axhline(value, **CHANCE)
-        left.annotate(f"{name} = {value:.2f}", (0.98, value), xycoords=("axes fraction", "data"),
-                      ha="right", va="bottom", color="0.35", fontsize=10)  # fmt: skip
+        place = {"xy": (0.98, value), "xycoords": ("axes fraction", "data"), "ha": "right"}
+        left.annotate(f"{name} = {value:.2f}", va="bottom", color="0.35", fontsize=10, **place)
     left.legend(frameon=False, loc="center right")
-    left.set(xlabel="epoch", ylabel="NT-Xent", title="Loss", ylim=(floor - 0.25, chance + 0.35))
+    left.set_ylim(floor - 0.25, chance + 0.35)
     right.axhline(1 / classes, **CHANCE)
-    right.set(xlabel="epoch", ylabel="balanced accuracy", title="kNN (labels only to watch)")
-    for ax in (left, right):
-        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     return figure
 
 
 def learning_curves(logs: dict[str, pd.DataFrame], majority: float) -> Figure:
     """Draw training and validation loss and validation accuracy of several runs."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4))
-    for (name, log), colour in zip(logs.items(), PALETTE, strict=False):
+    titles = "Loss: dotted train, solid validation", "Validation accuracy, ● chosen epoch"
+    figure, (left, right) = over_epochs(titles, ("cross-entropy", "balanced accuracy"))
+    for (name, log), colour in zip(logs.items(), ARMS, strict=False):
         left.plot(log["epoch"], log["loss"], ":", color=colour)
-        if "val_loss" not in log:
-            continue
-        left.plot(log["epoch"], log["val_loss"], "-", color=colour, label=name)
-        right.plot(log["epoch"], log["val_balanced_accuracy"], "-", color=colour, label=name)
-        chosen = log[log["chosen"]]
-        left.plot(chosen["epoch"], chosen["val_loss"], "o", color=colour, markersize=9)
-        right.plot(
-            chosen["epoch"], chosen["val_balanced_accuracy"], "o", color=colour, markersize=9
-        )
+        if "val_loss" in log:
+            chosen = log[log["chosen"]]
+            for ax, column in ((left, "val_loss"), (right, "val_balanced_accuracy")):
+                ax.plot(log["epoch"], log[column], color=colour, label=name)
+                ax.plot(chosen["epoch"], chosen[column], "o", color=colour, markersize=9)
+            left.legend(frameon=False, fontsize=9)
     right.axhline(majority, **CHANCE)
-    left.set(xlabel="epoch", ylabel="cross-entropy", title="Loss: dotted train, solid validation")
-    right.set(
-        xlabel="epoch", ylabel="balanced accuracy", title="Validation accuracy, ● chosen epoch"
-    )
-    if left.get_legend_handles_labels()[0]:
-        left.legend(frameon=False, fontsize=9)
-    for ax in (left, right):
-        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     return figure
 
 
-def confusion(counts: np.ndarray, class_names: Sequence[str], title: str = "") -> Figure:
+def confusion(counts: Array, names: Names, title: str = "", ax: Axes | None = None) -> Figure:
     """Draw a confusion matrix (C, C), rows truth, with counts and the share of each row."""
-    figure, ax = plt.subplots(figsize=(1.5 + 1.5 * len(class_names), 1.2 + 1.2 * len(class_names)))
-    draw_confusion(ax, counts, class_names, title)
-    return figure
-
-
-def draw_confusion(ax, counts: np.ndarray, class_names: Sequence[str], title: str = "") -> None:
-    """Draw a confusion matrix into axes; see `confusion`."""
+    size = 1.5 + 1.5 * len(names), 1.2 + 1.2 * len(names)
+    ax = ax or plt.subplots(figsize=size)[1]
     share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    ax.imshow(share, cmap="Blues", vmin=0, vmax=1)
-    for (t, p), n in np.ndenumerate(counts):
-        ax.text(p, t, f"{n}\n{share[t, p]:.0%}", ha="center", va="center", fontsize=13,
-                color="white" if share[t, p] > 0.5 else "0.15")  # fmt: skip
-    ax.set_xticks(range(len(counts)), class_names)
-    ax.set_yticks(range(len(counts)), class_names)
-    ax.set(xlabel="predicted", ylabel="truth", title=title)
+    names = [drawable(name) for name in names]
+    shown = metrics.ConfusionMatrixDisplay(share, display_labels=names)
+    shown.plot(ax=ax, cmap="Blues", colorbar=False, im_kw={"vmin": 0, "vmax": 1})
+    for text, n, part in zip(shown.text_.flat, counts.flat, share.flat, strict=True):
+        text.set(text=f"{n}\n{part:.0%}", fontsize=13)
+    ax.set(xlabel="predicted", ylabel="truth", title=drawable(title))
+    return ax.figure
 
 
-def roc_and_precision_recall(
-    labels: np.ndarray, scores: dict[str, np.ndarray], groups: np.ndarray | None = None
-) -> Figure:
+def roc_and_precision_recall(labels: Array, scores: Arrays, groups: Array | None = None) -> Figure:
     """Draw ROC and precision-recall curves; the first score gets a 95 % bootstrap band.
 
     labels (N,) of 0 and 1; scores: name to the probability of class 1 (N,). The band is pointwise,
     over groups where given.
     """
-    figure, (roc, pr) = plt.subplots(1, 2, figsize=(11, 4.6))
-    for (name, score), colour in zip(scores.items(), PALETTE, strict=False):
-        fpr, tpr, _ = roc_curve(labels, score)
-        precision, recall, _ = precision_recall_curve(labels, score)
-        roc.plot(fpr, tpr, color=colour, label=f"{name}, AUC {np.trapezoid(tpr, fpr):.3f}")
-        ap = average_precision_score(labels, score)
-        pr.plot(
-            recall, precision, color=colour, label=f"{name}, AP {ap:.3f}", drawstyle="steps-post"
-        )
-    grid, bands = np.linspace(0, 1, 101), _curve_bands(labels, next(iter(scores.values())), groups)
-    for ax, (low, high) in zip((roc, pr), bands, strict=True):
-        ax.fill_between(grid, low, high, color=PALETTE[0], alpha=0.18, linewidth=0)
-        ax.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.02))
-        ax.legend(frameon=False, fontsize=9, loc="lower right" if ax is roc else "lower left")
-    roc.plot([0, 1], [0, 1], **CHANCE)
-    pr.axhline(labels.mean(), **CHANCE)
-    roc.set(xlabel="false positive rate", ylabel="true positive rate", title="ROC")
-    pr.set(xlabel="recall", ylabel="precision", title="Precision–recall")
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4.9))
+    curves = metrics.RocCurveDisplay, metrics.PrecisionRecallDisplay
+    bands, grid = curve_bands(labels, next(iter(scores.values())), groups), np.linspace(0, 1, 101)
+    for ax, curve, (low, high) in zip(axes, curves, bands, strict=True):
+        ax.set_prop_cycle(color=ARMS)
+        for name, score in scores.items():
+            curve.from_predictions(labels, score, name=drawable(name), ax=ax)
+        ax.fill_between(grid, low, high, color=ARMS[0], alpha=0.18, linewidth=0)
+        ax.legend(frameon=False, fontsize=9, loc="lower center")
+    axes[0].plot([0, 1], [0, 1], **CHANCE)
+    axes[1].axhline(labels.mean(), **CHANCE)
+    axes[0].set(xlabel="false positive rate", ylabel="true positive rate", title="ROC")
+    axes[1].set(xlabel="recall", ylabel="precision", title="Precision–recall")
     return figure
 
 
-def _curve_bands(labels, score, groups, samples: int = 300):
+def curve_bands(
+    labels: Array, score: Array, groups: Array | None, samples: int = 300
+) -> tuple[Array, Array]:
+    """Return low and high ends (2, 101) of the ROC and of the precision-recall curve."""
     rng, grid = np.random.default_rng(0), np.linspace(0, 1, 101)
     ids = np.arange(len(labels)) if groups is None else np.unique(groups, return_inverse=True)[1]
-    members = [np.flatnonzero(ids == g) for g in range(ids.max() + 1)]
-    roc, pr = [], []
+    members, roc, pr = [np.flatnonzero(ids == g) for g in range(ids.max() + 1)], [], []
     for _ in range(samples):
-        drawn = rng.integers(0, len(members), len(members))
-        i = np.concatenate([members[d] for d in drawn])
-        if labels[i].min() == labels[i].max():
-            continue
-        fpr, tpr, _ = roc_curve(labels[i], score[i])
-        precision, recall, _ = precision_recall_curve(labels[i], score[i])
-        roc.append(np.interp(grid, fpr, tpr))
-        pr.append(np.interp(grid, recall[::-1], precision[::-1]))
-    return [np.quantile(curves, [0.025, 0.975], axis=0) for curves in (roc, pr)]
+        i = np.concatenate([members[g] for g in rng.integers(0, len(members), len(members))])
+        if labels[i].min() < labels[i].max():
+            roc.append(np.interp(grid, *metrics.roc_curve(labels[i], score[i])[:2]))
+            precision, recall, _ = metrics.precision_recall_curve(labels[i], score[i])
+            pr.append(np.interp(grid, recall[::-1], precision[::-1]))
+    return tuple(np.quantile(curves, [0.025, 0.975], axis=0) for curves in (roc, pr))
 
 
-def calibration(labels: np.ndarray, score: np.ndarray, bins: int = 8) -> Figure:
+def calibration(labels: Array, score: Array, bins: int = 8) -> Figure:
     """Draw the observed against the predicted share of class 1, tiles a bin below."""
     figure, (top, below) = plt.subplots(2, 1, figsize=(5.4, 5.2), height_ratios=[3, 1], sharex=True)
-    observed, predicted = calibration_curve(labels, score, n_bins=bins)
-    top.plot([0, 1], [0, 1], **CHANCE)
-    top.plot(predicted, observed, "o-")
-    top.set(ylabel="observed share", title="Calibration")
-    below.hist(score, bins=np.linspace(0, 1, bins + 1), color="0.6", edgecolor="white")
+    CalibrationDisplay.from_predictions(labels, score, n_bins=bins, ax=top, color=VALUE)
+    top.get_legend().remove()
+    top.set(xlabel="", ylabel="observed share", title="Calibration")
+    below.hist(score, bins=np.linspace(0, 1, bins + 1), color=CONTROL, edgecolor="white")
     below.set(xlabel="predicted probability", ylabel="tiles")
     return figure
 
 
-def overlay(
-    ax, image, heat, vmax: float, boxes=(), mask=None, title: str = "", opacity=0.55
-) -> None:
-    """Draw a heat map (H, W) over its tile, with boxes (x, y, w, h) and the outline of a region."""
-    ax.imshow(
-        as_picture(image).mean(axis=2),
-        cmap="gray",
-        vmin=0,
-        vmax=255 if image.dtype == np.uint8 else 1,
-    )
-    ax.imshow(heat, cmap=HEAT, vmin=0, vmax=max(vmax, 1e-12), alpha=opacity)
-    draw_boxes(ax, boxes)
-    if mask is not None:
-        outline(ax, mask)
-    ax.set_title(title, fontsize=10)
-    ax.set_axis_off()
-
-
-def draw_boxes(ax, boxes) -> None:
-    """Draw (x, y, width, height) rectangles."""
-    ax.autoscale(False)  # a box at the border must not widen the picture
-    for x, y, w, h in boxes:
-        ax.add_patch(plt.Rectangle((x, y), w, h, fill=False, ec="#ffd400", lw=2))
-
-
-def explanations(images, heats, boxes, titles, masks=None, width: float = 2.3) -> Figure:
-    """Draw the paper's Figure 5, original | heat map | boxes, for tiles in two columns.
-
-    images (N, 3, H, W) uint8, heats (N, H, W) raw on one colour scale, boxes a list a tile, titles
-    (left, right) a tile, masks (N, H, W) outlined where given. The first half goes to the left.
-    """
-    vmax, rows = float(np.max(heats)), -(-len(images) // 2)
-    titles = [[wrapped(title, width) for title in pair] for pair in titles]
-    more = max(title.count("\n") for pair in titles for title in pair)  # lines than one
-    size = (6 * width + 1.4, rows * (width + 0.3 + 0.17 * more))
-    figure, axes = plt.subplots(rows, 6, figsize=size, squeeze=False)
-    for ax in axes.flat:
-        ax.set_axis_off()
-    for k, (image, heat) in enumerate(zip(images, heats, strict=True)):
-        mask = None if masks is None else masks[k]
-        left, middle, right = axes[k % rows, 3 * (k // rows) : 3 * (k // rows) + 3]
-        show_tile(left, image, titles[k][0], mask)
-        overlay(middle, image, heat, vmax, mask=mask, title=f"Grad-CAM, at most {heat.max():.2g}")
-        show_tile(right, image, titles[k][1], mask)
-        draw_boxes(right, boxes[k])
-    scale = plt.cm.ScalarMappable(plt.Normalize(0, vmax), HEAT)
-    figure.colorbar(scale, ax=axes, label="Grad-CAM, raw, one scale for all", shrink=0.6, aspect=30)
-    return figure
-
-
-def heat_row(
-    image, heats: dict[str, np.ndarray], mask=None, shared: bool = True, width=2.6
+def intervals(
+    rows: Rows, xlabel: str, landmark: float | None = None, landmark_name: str = "chance"
 ) -> Figure:
-    """Draw one tile and several maps (H, W) of it; shared puts them on one colour scale."""
-    figure, axes = plt.subplots(1, len(heats) + 1, figsize=(width * (len(heats) + 1), width + 0.4))
-    show_tile(axes[0], image, "tile", mask)
-    top = max(float(h.max()) for h in heats.values())
-    for ax, (title, heat) in zip(axes[1:], heats.items(), strict=True):
-        overlay(ax, image, heat, top if shared else float(heat.max()), mask=mask, title=title)
-    return figure
-
-
-def split_luck(rows: pd.DataFrame, draw: int = 0) -> Figure:
-    """Draw the accuracies of many splits of one cohort, a panel a scheme; one draw is marked."""
-    schemes = list(rows["scheme"].unique())
-    figure, axes = plt.subplots(len(schemes), 1, figsize=(9, 1.9 * len(schemes)), sharex=True)
-    step = 0.02
-    low, high = rows["accuracy"].min(), rows["accuracy"].max()
-    bins = np.arange(np.floor(low / step) * step, high + 2 * step, step)
-    for ax, scheme in zip(np.atleast_1d(axes), schemes, strict=True):
-        found = rows[rows["scheme"] == scheme]
-        ax.hist(found["accuracy"], bins=bins, color=PALETTE[0], edgecolor="white")
-        one = found.loc[found["split"] == draw, "accuracy"].iloc[0]
-        ax.axvline(one, color=PALETTE[3], linewidth=2.5)
-        ax.annotate(" one draw", (one, 0.95), xycoords=("data", "axes fraction"), va="top",
-                    color=PALETTE[3], fontsize=10)  # fmt: skip
-        ax.set(ylabel="splits", title=f"split {scheme}")
-    np.atleast_1d(axes)[-1].set(xlabel="accuracy on the test part of that split")
-    return figure
-
-
-def heat_rows(
-    images, heats: dict[str, np.ndarray], row_titles: Sequence[str], masks=None, width=1.95
-) -> Figure:
-    """Draw a tile a row (3, H, W) and its maps beside it, heats (N, h, w) by name.
-
-    Each map is on its own scale, as maps of different methods have different units.
-    """
-    row_titles = [wrapped(title, width) for title in row_titles]
-    lines = 1 + max(title.count("\n") for title in row_titles)
-    size = (width * (len(heats) + 1) + 0.13 + 0.17 * lines, (width + 0.12) * len(images) + 0.2)
-    figure, axes = plt.subplots(len(images), len(heats) + 1, figsize=size, squeeze=False)
-    for r, (line, image) in enumerate(zip(axes, images, strict=True)):
-        mask = None if masks is None else masks[r]
-        show_tile(line[0], image, "tile" if r == 0 else "", mask)
-        line[0].text(-0.05, 0.5, row_titles[r], transform=line[0].transAxes, ha="right",
-                     va="center", rotation=90, fontsize=10)  # fmt: skip
-        for ax, (name, heat) in zip(line[1:], heats.items(), strict=True):
-            pixels = cv2.resize(heat[r], image.shape[:0:-1], interpolation=cv2.INTER_LINEAR)
-            overlay(ax, image, pixels, float(pixels.max()), mask=mask, title=name if r == 0 else "")
+    """Draw (name, value, low, high) rows as points with their intervals, in numbers beside them."""
+    figure, ax = plt.subplots(figsize=(8.5, 0.7 + 0.42 * len(rows)))
+    draw_intervals(ax, rows, (landmark, landmark_name), "{:.3f} [{:.3f}, {:.3f}]")
+    ax.set_xlabel(xlabel)
     return figure
 
 
 def interval_panels(
-    panels: dict[str, Sequence[tuple[str, float, float, float]]],
-    landmarks: dict[str, tuple[float, str]] | None = None,
-    controls: Sequence[str] = (),
-    width: float = 3.3,
+    panels: dict[str, Rows], landmarks: dict | None = None, controls: Names = (), width: float = 3.3
 ) -> Figure:
     """Draw several scores of the same things side by side, a panel of (name, value, low, high) rows
     each; `landmarks` has a panel's value and name of chance, `controls` are drawn in grey.
     """
-    names = [row[0] for row in next(iter(panels.values()))]
-    size = (width * len(panels) + 1.9, 0.95 + 0.34 * len(names))
+    size = width * len(panels) + 1.9, 0.95 + 0.34 * max(map(len, panels.values()))
     figure, axes = plt.subplots(1, len(panels), figsize=size, squeeze=False, sharey=True)
     for ax, (title, rows) in zip(axes[0], panels.items(), strict=True):
-        for y, (name, value, low, high) in enumerate(rows):
-            colour = "0.45" if name in controls else PALETTE[0]
-            ax.plot([low, high], [y, y], color=colour, linewidth=2.5, solid_capstyle="round")
-            ax.plot(value, y, "s" if name in controls else "o", color=colour, markersize=6)
-            ax.annotate(f"{value:z.2f}", (1.01, y), fontsize=9.5, va="center", color=colour,
-                        xycoords=("axes fraction", "data"))  # fmt: skip
-        if title in (landmarks or {}):
-            where, word = landmarks[title]
-            ax.axvline(where, **CHANCE)
-            ax.annotate(word, (where, 0.0), xycoords=("data", "axes fraction"), ha="left",
-                        va="bottom", xytext=(3, 2), textcoords="offset points", color="0.35",
-                        fontsize=9)  # fmt: skip
-        ax.set_title(title, fontsize=11)
+        mark = (landmarks or {}).get(title, (None, ""))
+        draw_intervals(ax, rows, mark, "{:z.2f}", controls)
+        ax.set_title(drawable(title), fontsize=11)
         ax.tick_params(labelsize=10)
-        ax.grid(axis="x", color="0.9")
-    axes[0, 0].set(yticks=range(len(names)), yticklabels=names, ylim=(len(names) - 0.4, -0.6))
+    return figure
+
+
+def draw_intervals(
+    ax: Axes, rows: Rows, mark: tuple[float | None, str], numbers: str, controls: Names = ()
+) -> None:
+    """Draw rows as points with intervals; numbers: a format of value, low and high beside them."""
+    for y, (name, value, low, high) in enumerate(rows):
+        colour, shape = (CONTROL, "s") if name in controls else (VALUE, "o")
+        ax.plot([low, high], [y, y], color=colour, linewidth=2.5, solid_capstyle="round")
+        ax.plot(value, y, shape, color=colour, markersize=6.5)
+        place = {"xy": (1.01, y), "xycoords": ("axes fraction", "data"), "va": "center"}
+        text = "none" if np.isnan(value) else numbers.format(value, low, high)
+        ax.annotate(text, fontsize=10, color=colour, **place)
+    if mark[0] is not None:
+        ax.axvline(mark[0], **CHANCE)
+        ax.text(mark[0], len(rows) - 0.45, f" {mark[1]}", va="bottom", color="0.35", fontsize=9)
+    names = [drawable(row[0]) for row in rows]
+    ax.set(yticks=range(len(rows)), yticklabels=names, ylim=(len(rows) - 0.4, -0.6))
+    ax.grid(axis="x", color="0.9")
+
+
+def split_luck(rows: pd.DataFrame, draw: int = 0) -> Figure:
+    """Draw the accuracies of many splits of one cohort, a panel a scheme; one draw is marked."""
+    schemes = rows.groupby("scheme", sort=False)
+    figure, axes = plt.subplots(len(schemes), 1, figsize=(9, 1.9 * len(schemes)), sharex=True)
+    bins = np.arange(rows["accuracy"].min() // 0.02 * 0.02, rows["accuracy"].max() + 0.04, 0.02)
+    for ax, (scheme, found) in zip(np.atleast_1d(axes), schemes, strict=True):
+        ax.hist(found["accuracy"], bins=bins, color=VALUE, edgecolor="white")
+        one = found.loc[found["split"] == draw, "accuracy"].iloc[0]
+        ax.axvline(one, color=CHOSEN, linewidth=2.5)
+        ax.text(one, ax.get_ylim()[1], " one draw", va="top", color=CHOSEN, fontsize=10)
+        ax.set(ylabel="splits", title=f"split {scheme}")
+    ax.set_xlabel("accuracy on the test part of that split")
     return figure
 
 
 def curve_panels(
-    panels: dict[str, dict[str, np.ndarray]],
-    x: Sequence,
-    xlabel: str,
-    ylabel: str,
-    controls: Sequence[str] = (),
-    columns: int = 2,
-    apart: bool = False,
+    panels: dict[str, Arrays], x: list, xlabel: str, ylabel: str, controls: Names = (), apart=False
 ) -> Figure:
     """Draw curves by name, a panel a title: value, low and high (3, S) over x (S,).
 
     `controls` are drawn in grey; apart separates the last point, which is then a landmark. Panels
     of the same curves share a legend.
     """
-    rows = -(-len(panels) // columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(5.0 * columns + 1.6, 3.3 * rows),
-                                squeeze=False, sharey="row")  # fmt: skip
-    at = x if not isinstance(x[0], str) else range(len(x))
-    shared = len({tuple(curves) for curves in panels.values()}) == 1
-    greys = [("0.25", ":"), ("0.5", "--"), ("0.7", "-."), ("0.4", "-")]
+    rows, end = -(-len(panels) // 2), len(x) - apart
+    greys = [("0.25", ":"), ("0.5", "--"), ("0.7", "-.")]
+    figure, axes = plt.subplots(rows, 2, figsize=(11.6, 3.3 * rows), squeeze=False, sharey="row")
     for ax, (title, curves) in zip(axes.flat, panels.items(), strict=False):
-        styles = dict(zip(controls, greys, strict=False))
-        coloured = [name for name in curves if name not in styles]
-        styles |= {name: (c, "-") for name, c in zip(coloured, PALETTE, strict=False)}
+        looks = iter([(colour, "-") for colour in ARMS])
+        looks = {n: greys[controls.index(n)] if n in controls else next(looks) for n in curves}
         for name, (value, low, high) in curves.items():
-            colour, line = styles[name]
-            end = len(value) - 1 if apart else len(value)
-            ax.plot(at[:end], value[:end], line, color=colour, marker="o", markersize=4, label=name)
-            ax.fill_between(at[:end], low[:end], high[:end], color=colour, alpha=0.13, linewidth=0)
-            if apart:
-                ax.plot(at[end:], value[end:], "D", color=colour, markersize=7)
-        if at is not x:
-            ax.set_xticks(range(len(x)), x)
-        ax.set_title(title, fontsize=11)
-        ax.set(xlabel=xlabel)
+            colour, line = looks[name]
+            ax.plot(x[:end], value[:end], line, color=colour, marker="o", markersize=4, label=name)
+            ax.fill_between(x[:end], low[:end], high[:end], color=colour, alpha=0.13, linewidth=0)
+            ax.plot(x[end:], value[end:], "D", color=colour, markersize=7)
+        ax.set_title(drawable(title), fontsize=11)
+        ax.set(xlabel=xlabel, ylabel=ylabel)
         ax.tick_params(labelsize=10)
-        if not shared:
-            ax.legend(frameon=False, fontsize=9)
-    for ax in axes[:, 0]:
-        ax.set(ylabel=ylabel)
-    if shared:
-        figure.legend(*axes[0, 0].get_legend_handles_labels(), frameon=False, fontsize=10,
-                      loc="outside right upper")  # fmt: skip
+        ax.label_outer()
+    for ax in axes.flat if len({tuple(curves) for curves in panels.values()}) > 1 else axes[:1, -1]:
+        ax.legend(frameon=False, fontsize=9)
     return figure

@@ -236,7 +236,7 @@ def draw_confusion(result: dict) -> plt.Figure:
     }
     figure, axes = plt.subplots(1, 3, figsize=(11, 3.6))
     for ax, (title, table) in zip(axes, counts.items(), strict=True):
-        figures.draw_confusion(ax, table, ("HP", "SSA"), title)
+        figures.confusion(table, ("HP", "SSA"), title, ax)
     return figure
 
 

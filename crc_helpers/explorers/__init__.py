@@ -3,7 +3,7 @@
 from crc_helpers.explorers.base import Explorer
 from crc_helpers.explorers.embedding import EmbeddingExplorer, embedding_figure, nearest
 from crc_helpers.explorers.grad_cam import GradCamExplorer
-from crc_helpers.explorers.heat import explanation_figure
+from crc_helpers.explorers.heat import Look, explain, explanation_figure
 from crc_helpers.explorers.live import LiveExplorer, live_figure
 from crc_helpers.explorers.temperature import TemperatureExplorer, temperature_figure
 from crc_helpers.explorers.threshold import ThresholdExplorer, cell_figure, threshold_figure
@@ -15,12 +15,14 @@ __all__ = [
     "Explorer",
     "GradCamExplorer",
     "LiveExplorer",
+    "Look",
     "TemperatureExplorer",
     "ThresholdExplorer",
     "TissueExplorer",
     "ViewsExplorer",
     "cell_figure",
     "embedding_figure",
+    "explain",
     "explanation_figure",
     "live_figure",
     "nearest",

@@ -1,7 +1,7 @@
 """What explorers share: controls over a pure function that draws, and one picture of it."""
 
 import base64
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 
 import cv2
@@ -10,6 +10,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from IPython import get_ipython
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from crc_helpers.data import Tiles
@@ -37,8 +38,9 @@ def as_png(figures: Iterable[Figure]) -> bytes:
     for figure in figures:
         try:
             figure.set_dpi(100)
-            figure.canvas.draw()
-            pictures.append(np.asarray(figure.canvas.buffer_rgba())[..., 2::-1])  # OpenCV has BGR
+            canvas = FigureCanvasAgg(figure)  # whatever matplotlib's backend is
+            canvas.draw()
+            pictures.append(np.asarray(canvas.buffer_rgba())[..., 2::-1])  # OpenCV has BGR
         finally:
             plt.close(figure)  # or every move of a slider leaves a figure in memory
     return cv2.imencode(".png", np.concatenate(pictures))[1].tobytes()  # twice as fast as Pillow's
@@ -135,29 +137,40 @@ class Explorer:
 
 def named(description: str) -> dict:
     """Style and width of a control with its name to the left."""
-    return {
-        "description": description,
-        "style": {"description_width": "140px"},
-        "layout": {"width": "400px"},
-    }
+    style = {"description_width": "140px"}
+    return {"description": description, "style": style, "layout": {"width": "400px"}}
+
+
+def choice(description: str, options: Iterable, value: object = None) -> widgets.Dropdown:
+    """A list to choose from: names, pairs of name and value, or values by name."""
+    options = list(options.items() if isinstance(options, Mapping) else options)
+    options = [o if isinstance(o, tuple) else (o, o) for o in options]
+    value = options[0][1] if value is None else value
+    return widgets.Dropdown(options=options, value=value, **named(description))
 
 
 def slider(
     description: str, value: float, low: float, high: float, steps: int = 50
 ) -> widgets.FloatSlider:
     """A slider that reports when it is let go."""
-    return widgets.FloatSlider(
-        value=value, min=low, max=high, step=(high - low) / steps, continuous_update=False,
-        readout_format=".2f", **named(description),
-    )  # fmt: skip
+    look = {"continuous_update": False, "readout_format": ".2f", **named(description)}
+    step = (high - low) / steps
+    return widgets.FloatSlider(value=value, min=low, max=high, step=step, **look)
+
+
+def number(description: str, value: int) -> widgets.BoundedIntText:
+    """A field for a whole number from 0 to 9999."""
+    return widgets.BoundedIntText(value=value, min=0, max=9999, **named(description))
 
 
 def tile_options(tiles: Tiles, indices: np.ndarray) -> list[tuple[str, int]]:
     """Number, class and id of tiles, for a list to choose from."""
-    names = [*tiles.class_names, "no label"]
-    return [
-        (f"{k}: {names[tiles.labels[i]]}, {tiles.ids[i]}", int(i)) for k, i in enumerate(indices, 1)
-    ]
+    return [(f"{k}: {label(tiles, i)}, {tiles.ids[i]}", int(i)) for k, i in enumerate(indices, 1)]
+
+
+def label(tiles: Tiles, i: int) -> str:
+    """The class of a tile, in words."""
+    return tiles.class_names[tiles.labels[i]] if tiles.labels[i] >= 0 else "no label"
 
 
 def shortened(text: str, n: int) -> str:

@@ -1,13 +1,15 @@
 """Tiles on a map of their features, and their neighbours (lessons 03 and 04)."""
 
-import ipywidgets as widgets
+from itertools import zip_longest
+
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 
 from crc_helpers.data import Tiles
-from crc_helpers.explorers.base import Explorer, fixed_axes, named, shortened, slider
-from crc_helpers.figures import PALETTE, show_tile
+from crc_helpers.explorers.base import Explorer, choice, fixed_axes, label, shortened, slider
+from crc_helpers.figures import CLASSES, SLIDES, drawable, show_tile
 
 
 def nearest(features: np.ndarray, i: int, k: int = 5) -> np.ndarray:
@@ -31,38 +33,45 @@ def embedding_figure(
     near = nearest(features, i)
     places = [(0.52 + 0.16 * k, bottom, 0.155, 0.36) for bottom in (0.55, 0.11) for k in range(3)]
     figure, (ax, *pictures) = fixed_axes(3.5, [(0.01, 0.11, 0.34, 0.8), *places])
-    values, names = colours_of(tiles, kind)
-    colours = ListedColormap([PALETTE[0], PALETTE[3]]) if len(names) == 2 else "viridis"
-    shown = ax.scatter(*points.T, c=values, s=14, linewidths=0, alpha=0.8, cmap=colours)
+    draw_map(ax, points, *colours_of(tiles, kind), kind)
     for j in near:
         ax.plot(*points[[i, j]].T, color="0.2", linewidth=0.8)
     ax.plot(*points[near].T, "o", mfc="none", mec="0.2", markersize=8)
     ax.plot(*points[i], "o", mfc="none", mec="k", mew=2.5, markersize=14)
+    ax.set_title(drawable(title), fontsize=10)
+    for place, (ax, j) in enumerate(zip_longest(pictures, (i, *near))):
+        if j is None:
+            ax.set_axis_off()
+            continue
+        words = f"{place}. {label(tiles, j)}" if place else f"this {label(tiles, j)}"
+        show_tile(ax, tiles.images[j], shortened(words, 13))  # up to the picture beside it
+        if tiles.groups is not None and place and tiles.groups[j] == tiles.groups[i]:
+            box = {"facecolor": "white", "pad": 1, "linewidth": 0}
+            where = {"transform": ax.transAxes, "ha": "center", "bbox": box}
+            ax.text(0.5, 0.05, "same slide", fontsize=9, **where)
+    notes = "neighbours of its class {:.0%} (chance {:.0%})".format(*alike(tiles.labels, i, near))
+    if tiles.groups is not None:
+        notes += " · of its slide {:.0%} (chance {:.0%})".format(*alike(tiles.groups, i, near))
+    figure.supxlabel(notes, fontsize=11)
+    return figure
+
+
+def alike(values: np.ndarray, i: int, near: np.ndarray) -> tuple[float, float]:
+    """The share of the neighbours, and of all others, that have the value of row i."""
+    return (values[near] == values[i]).mean(), (np.delete(values, i) == values[i]).mean()
+
+
+def draw_map(ax: Axes, points: np.ndarray, codes: np.ndarray, names: list[str], kind: str) -> None:
+    """Scatter points (N, 2) by their codes (N,), with the names of these where there are any."""
+    colours = {"class": CLASSES, "slide": SLIDES}.get(kind) if names else None
+    colours = ListedColormap(colours[: len(names)]) if colours else "viridis"
+    shown = ax.scatter(*points.T, c=codes, s=14, linewidths=0, alpha=0.8, cmap=colours)
     ax.set(xticks=[], yticks=[])
-    ax.set_title(title, fontsize=10)
     if names:
         handles = shown.legend_elements(num=None)[0]
-        words = [shortened(name, 12) for name in names]  # up to the pictures beside them
-        ax.legend(handles, words, title=kind, fontsize=9, title_fontsize=9, loc="center left",
-                  bbox_to_anchor=(1, 0.5), frameon=False, handletextpad=0)  # fmt: skip
-    for place, (ax, j) in enumerate(zip(pictures, (i, *near), strict=False)):
-        label = tiles.class_names[tiles.labels[j]] if tiles.labels[j] >= 0 else "no label"
-        title = f"{place}. {label}" if place else f"this {label}"
-        show_tile(ax, tiles.images[j], shortened(title, 13))  # up to the picture beside it
-        if tiles.groups is not None and place and tiles.groups[j] == tiles.groups[i]:
-            ax.text(0.5, 0.05, "same slide", transform=ax.transAxes, ha="center", fontsize=9,
-                    bbox={"facecolor": "white", "pad": 1, "linewidth": 0})  # fmt: skip
-    for ax in pictures[len(near) + 1 :]:
-        ax.set_axis_off()
-    same = (tiles.labels[near] == tiles.labels[i]).mean()
-    chance = (np.delete(tiles.labels, i) == tiles.labels[i]).mean()
-    notes = [f"neighbours of its class {same:.0%} (chance {chance:.0%})"]
-    if tiles.groups is not None:
-        mates = (tiles.groups[near] == tiles.groups[i]).mean()
-        chance = (np.delete(tiles.groups, i) == tiles.groups[i]).mean()
-        notes.append(f"of its slide {mates:.0%} (chance {chance:.0%})")
-    figure.supxlabel(" · ".join(notes), fontsize=11)
-    return figure
+        words = [drawable(shortened(name, 12)) for name in names]  # up to the pictures beside them
+        place = {"loc": "center left", "bbox_to_anchor": (1, 0.5), "frameon": False}
+        ax.legend(handles, words, title=drawable(kind), fontsize=9, title_fontsize=9, **place)
 
 
 def colours_of(tiles: Tiles, kind: str) -> tuple[np.ndarray, list[str]]:
@@ -94,10 +103,8 @@ class EmbeddingExplorer(Explorer):
         known = {"class": True, "slide": tiles.groups is not None, "votes": tiles.votes is not None}
         kinds = [kind for kind, there in known.items() if there]
         kinds += [] if tiles.metadata is None else [c for c in tiles.metadata if c not in known]
-        self.encoder = widgets.Dropdown(
-            options=list(maps), value=list(maps)[-1], **named("encoder")
-        )
-        self.kind = widgets.Dropdown(options=kinds, **named("colour by"))
+        self.encoder = choice("encoder", list(maps), list(maps)[-1])
+        self.kind = choice("colour by", kinds)
         # Finer than other sliders, or tiles in a crowd could not be pointed at.
         self.across, self.down = (
             slider(f"point: {way}", 0.5, 0.0, 1.0, steps=250) for way in ("across", "down")

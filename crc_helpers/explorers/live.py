@@ -4,8 +4,10 @@ from collections.abc import Sequence
 
 from matplotlib.figure import Figure
 
-from crc_helpers.explorers.heat import choices, explanation_figure
+from crc_helpers.explorers.base import choice
+from crc_helpers.explorers.heat import explain, explanation_figure
 from crc_helpers.explorers.tissue import TissueExplorer
+from crc_helpers.grad_cam import last_stage, stage_names
 from crc_helpers.models import Classifier
 from crc_helpers.tissue.parameters import CLASS_NAMES, TissueParameters, diagnose, distortion
 from crc_helpers.tissue.slide import draw
@@ -21,11 +23,9 @@ def live_figure(
 ) -> Figure:
     """Draw a tile of these parameters, and what a network makes of it; HP is class 0, SSA 1."""
     drawing, found = draw(parameters, seed), distortion(parameters)
-    return explanation_figure(
-        model, drawing.image, size, class_names=CLASS_NAMES, target=target, layer=layer,
-        title=f"by the rule: {CLASS_NAMES[diagnose([found])]}\n(distortion {found:.2f})",
-        mask=drawing.diagnostic, mask_name="diagnostic region",
-    )  # fmt: skip
+    title = f"by the rule: {CLASS_NAMES[diagnose([found])]}\n(distortion {found:.2f})"
+    heat = explain(model, drawing.image, size, target, layer)
+    return explanation_figure(heat, CLASS_NAMES, title, drawing.diagnostic, "diagnostic region")
 
 
 class LiveExplorer(TissueExplorer):
@@ -38,12 +38,13 @@ class LiveExplorer(TissueExplorer):
         self, models: dict[str, Classifier], size: int, names: Sequence[str], seed: int = 0
     ) -> None:
         self.models, self.size = models, size
-        self.model, self.target, self.layer = choices(models, CLASS_NAMES)
+        first = next(iter(models.values()))
+        self.model = choice("network", list(models))
+        self.target = choice("class explained", {n: c for c, n in enumerate(CLASS_NAMES)}, 1)
+        self.layer = choice("layer", stage_names(first), last_stage(first))
         super().__init__(names, seed, [self.model, self.target, self.layer])
 
     def figure(self) -> Figure:
         """Draw what the network makes of the tile of the sliders."""
-        return live_figure(
-            self.models[self.model.value], self.size, self.parameters(), self.seed.value,
-            self.target.value, self.layer.value,
-        )  # fmt: skip
+        where = self.parameters(), self.seed.value, self.target.value, self.layer.value
+        return live_figure(self.models[self.model.value], self.size, *where)

@@ -8,7 +8,7 @@ from matplotlib.collections import PatchCollection
 from matplotlib.figure import Figure
 
 from crc_helpers.explorers.base import Explorer, fixed_axes, slider
-from crc_helpers.figures import CHANCE, PALETTE
+from crc_helpers.figures import CHANCE, VALUE
 from crc_helpers.pretraining import chance_loss, floor_loss
 
 
@@ -41,7 +41,7 @@ def temperature_figure(
         frames = [plt.Rectangle((j - 0.5, i - 0.5), 1, 1) for i, j in enumerate(partner)]
         ax.add_collection(PatchCollection(frames, facecolor="none", edgecolor=ink, linewidth=2))
         ax.plot(false[:, 1], false[:, 0], "x", color=ink, markersize=5)
-    axes[2].barh(order, losses, color=PALETTE[0])
+    axes[2].barh(order, losses, color=VALUE)
     axes[2].invert_yaxis()
     marks = (
         (chance_loss(n), "chance", "right", 1.01),

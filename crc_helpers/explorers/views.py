@@ -10,8 +10,17 @@ from matplotlib.figure import Figure
 
 from crc_helpers.augmentation import Views, apply, draw_parameters, shrink
 from crc_helpers.data import Tiles
-from crc_helpers.explorers.base import THIRDS, Explorer, fixed_axes, named, slider, tile_options
-from crc_helpers.figures import PALETTE, show_tile
+from crc_helpers.explorers.base import (
+    THIRDS,
+    Explorer,
+    choice,
+    fixed_axes,
+    named,
+    number,
+    slider,
+    tile_options,
+)
+from crc_helpers.figures import ARMS, BOX, show_tile
 
 # Name of a slider: field of Views, lowest and highest value.
 STRENGTHS = {
@@ -45,8 +54,8 @@ def views_figure(
         title, kept = "the tile, where the views lie;\nyellow: what a view loses", shown.mean(1)
     show_tile(axes[0], image, title, mask)
     if kept is not None:
-        axes[0].imshow(lost, cmap=ListedColormap(["#ffd400"]), alpha=0.6)
-    for i, (view, colour) in enumerate(zip(pair, (PALETTE[1], PALETTE[2]), strict=True)):
+        axes[0].imshow(lost, cmap=ListedColormap([BOX]), alpha=0.6)
+    for i, (view, colour) in enumerate(zip(pair, ARMS, strict=False)):
         at = (corners @ drawn.warp[i].numpy().T + 1) / 2 * image.shape[-1]
         axes[0].plot(*at.T, color=colour, linewidth=2.5, clip_on=True)
         text = "" if kept is None else f": {kept[i]:.0%} of\nthe pixels that decide"
@@ -88,7 +97,7 @@ class ViewsExplorer(Explorer):
 
     def __init__(self, tiles: Tiles, indices: np.ndarray, views: Views, size: int) -> None:
         self.tiles, self.views, self.size = tiles, views, size
-        self.tile = widgets.Dropdown(options=tile_options(tiles, indices), **named("tile"))
+        self.tile = choice("tile", tile_options(tiles, indices))
         start = vars(views) | {"crop": views.crop[0], "blur_sigma": views.blur_sigma[1]}
         self.strengths = {
             name: slider(label, start[name], low, high)
@@ -96,7 +105,7 @@ class ViewsExplorer(Explorer):
         }
         for label, name in SWITCHES.items():
             self.strengths[name] = widgets.Checkbox(value=start[name], **named(label))
-        self.again = widgets.BoundedIntText(value=0, min=0, max=9999, **named("draw number"))
+        self.again = number("draw number", 0)
         super().__init__([self.tile, *self.strengths.values(), self.again])
         button = widgets.Button(description="draw again", layout={"margin": "2px 0 2px 150px"})
         button.on_click(lambda _: self.again.set_trait("value", self.again.value + 1))
