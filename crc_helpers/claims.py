@@ -140,20 +140,16 @@ def delong_test(
     return difference, error, float(2 * norm.sf(abs(difference) / error))
 
 
-def tiles_needed(
-    difference: float, disagreement: float, power: float = 0.8, level: float = 0.05
-) -> int:
+def tiles_needed(difference: float, disagreement: float) -> int:
     """Return how many independent tiles McNemar's test takes to see a difference of accuracies.
 
-    disagreement: share of tiles on which one classifier alone is right, no less than `difference`.
-    Raises ValueError otherwise. Source: Connor 1987, doi:10.2307/2531961 (normal approximation).
+    In four of five repetitions, at a level of 5 %. disagreement: the share of tiles on which one
+    classifier alone is right, no less than `difference`; else ValueError.
+    Source: Connor 1987, doi:10.2307/2531961 (normal approximation).
     """
     if not 0 < abs(difference) <= disagreement <= 1:
-        raise ValueError(
-            f"difference {difference}, disagreement {disagreement}: expected"
-            " 0 < difference <= disagreement <= 1"
-        )
-    z_level, z_power = norm.ppf(1 - level / 2), norm.ppf(power)
+        raise ValueError(f"need 0 < difference {difference} <= disagreement {disagreement} <= 1")
+    z_level, z_power = norm.ppf(0.975), norm.ppf(0.8)
     spread = math.sqrt(disagreement - difference**2)
     return math.ceil((z_level * math.sqrt(disagreement) + z_power * spread) ** 2 / difference**2)
 
@@ -234,6 +230,7 @@ class Recipe:
 
 
 USUAL = Recipe()
+Answer = Callable[..., np.ndarray]  # from positions of tiles to class probabilities (N, C)
 
 
 @dataclass(eq=False)
@@ -285,9 +282,10 @@ class Experiment:
         recipe: Recipe | None = None,
         salt: int = 0,
         losses: tuple[Loss, Loss] = (F.cross_entropy, F.cross_entropy),
-    ) -> "Fitted":
+    ) -> Answer:
         """Train a classifier for `steps` at each rate; return the one that validation chooses.
 
+        As a function that takes positions of tiles, and `tiles` if they are not the experiment's.
         start: gives the encoder to begin with, or a classifier that has it. labelled: tiles to
         train on, which may recur; all of the training part if not given. losses: to train with, and
         to choose with.
@@ -310,25 +308,15 @@ class Experiment:
             loss = log.loc[log["chosen"], judge].iloc[0]
             if loss < best:
                 best, kept = loss, classifier
-        return Fitted(kept, self, r.size)
 
-    def score(self, classify: Callable[[np.ndarray], np.ndarray]) -> dict[str, float]:
+        def classify(index: np.ndarray, tiles: Tiles | None = None) -> np.ndarray:
+            return predict(kept, (tiles or self.tiles).images[index], r.size, self.fabric)
+
+        return classify
+
+    def score(self, classify: Answer) -> dict[str, float]:
         """Return `scores` on the test part of a function from tiles to probabilities (N, C)."""
         return scores(self.labels(self.parts.test), classify(self.parts.test))
-
-
-@dataclass(frozen=True)
-class Fitted:
-    """A trained classifier, as a function from tiles to probabilities (N, C)."""
-
-    classifier: Classifier
-    experiment: Experiment
-    size: int
-
-    def __call__(self, index: np.ndarray, tiles: Tiles | None = None) -> np.ndarray:
-        """Classify some of the experiment's tiles, or of others: the same on another scanner."""
-        images = (tiles or self.experiment.tiles).images[index]
-        return predict(self.classifier, images, self.size, self.experiment.fabric)
 
 
 def _divide(tiles: Tiles, seed: int) -> Split:
@@ -359,9 +347,6 @@ def trained_once(network: nn.Module, train: Callable[[], object], **settings: ob
     return load_weights(file, network)
 
 
-# --- What is known besides the tile ---------------------------------------------------------------
-
-
 def clinical_features(metadata: pd.DataFrame) -> np.ndarray:
     """Return logarithm of the polyp's size in mm, and 1 in the right colon, 0 in the left: (N, 2).
 
@@ -379,9 +364,6 @@ def clinical_answers(t: Experiment) -> np.ndarray:
     regression = make_pipeline(StandardScaler(), LogisticRegression())
     regression.fit(known[t.parts.train], t.labels(t.parts.train))
     return regression.predict_proba(known[t.parts.test])[:, 1]
-
-
-# --- The tables of studies ------------------------------------------------------------------------
 
 
 def read_study(name: str, data: str = "synthetic") -> pd.DataFrame:

@@ -5,10 +5,11 @@ from functools import lru_cache, partial
 from itertools import pairwise
 
 import numpy as np
-from common import Answer, Study, Trainer, main, rows_of
+from common import Study, Trainer, main, rows_of
 from torch import nn
 from torchvision.ops import Conv2dNormActivation
 
+from crc_helpers.claims import Answer
 from crc_helpers.evaluation import colour_baseline, colour_statistics
 from crc_helpers.models import Encoder, published_on_disk
 

@@ -22,7 +22,8 @@ import pandas as pd
 from sklearn.pipeline import Pipeline
 from torch import Tensor, nn
 
-from crc_helpers.claims import LONGER, STUDIES, USUAL, Experiment, Recipe, read_rows, trained_once
+from crc_helpers import claims
+from crc_helpers.claims import Answer, Experiment, Recipe, trained_once
 from crc_helpers.data import Tiles, load_tiles
 from crc_helpers.fine_tuning import linear_probe
 from crc_helpers.models import Encoder, contrastive_model
@@ -33,7 +34,6 @@ from crc_helpers.sources.store import content_hash
 from crc_helpers.tissue.parameters import KINDS
 
 Objective = Callable[[nn.Sequential, float, np.ndarray], nn.Module]  # of model, temperature, labels
-Answer = Callable[[np.ndarray], np.ndarray]  # from positions of tiles to probabilities (N, C)
 
 
 @dataclass(eq=False)
@@ -71,7 +71,7 @@ class Trainer(Experiment):
 
     def longer(self) -> Encoder:
         """Return the encoder after LONGER times as many epochs of pre-training."""
-        epochs = LONGER * self.recipe.pretrain_epochs
+        epochs = claims.LONGER * self.recipe.pretrain_epochs
         return self.pretrained(replace(self.recipe, pretrain_epochs=epochs))
 
     def features(self, encoder: nn.Module, index: np.ndarray) -> Tensor:
@@ -113,7 +113,7 @@ class Study:
     name: str
     plan: Callable[[int], Iterable[dict]]  # of the number of seeds
     row: Callable[..., dict]  # of an experiment and the row's parameters
-    recipe: Recipe = USUAL
+    recipe: Recipe = claims.USUAL
     all_classes: bool = False  # four kinds of drawn tissue, or all classes of real tiles
     drawn_only: bool = False  # real tiles cannot answer its question
 
@@ -132,7 +132,7 @@ def measure(
     root: str | None = None,
     seeds: int = 5,
     recipe: Recipe | None = None,
-    folder: Path = STUDIES,
+    folder: Path = claims.STUDIES,
 ) -> pd.DataFrame:
     """Measure the rows that are missing of a study's table, and return the table.
 
@@ -148,7 +148,7 @@ def measure(
     facts = {"changed": changed, "device": device_name(), "commit": commit(), "tiles": tiles}
     size = {k: getattr(recipe, k) for k in ("n_tiles", "size", "backbone", "steps")}
     with locked(file):
-        rows = read_rows(file).to_dict("records") if file.is_file() else []
+        rows = claims.read_rows(file).to_dict("records") if file.is_file() else []
         for fact in ("changed", "tiles"):
             if others := {row.get(fact) for row in rows} - {facts[fact]}:
                 raise RunError(
@@ -198,7 +198,9 @@ def main(study: Study, argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--data", choices=names, default="synthetic", help="the tiles")
     parser.add_argument("--data-root", metavar="DIR", type=Path, help="folder of real tiles")
     parser.add_argument("--seeds", type=int, default=5, help="cohorts, splits, initialisations")
-    parser.add_argument("--out", metavar="DIR", type=Path, default=STUDIES, help="for the table")
+    parser.add_argument(
+        "--out", metavar="DIR", type=Path, default=claims.STUDIES, help="for the table"
+    )
     for name, value in vars(study.recipe).items():
         many = isinstance(value, tuple)
         if name != "views":
