@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import yaml
 from tqdm.auto import tqdm
 
 from crc_helpers.runs import printable
@@ -102,17 +101,12 @@ def given_root(root: Path | None, name: str, hint: str) -> Path:
 
 
 def choose_classes(classes: Sequence[Any] | str, known: tuple[str, ...]) -> tuple[str, ...]:
-    """The known names of the classes asked for, "all" being all of them.
-
-    Compared as text, in one Unicode form. YAML, on a command line, makes a number and a boolean of
-    `[0, no]`: they stand for the classes of whose names it makes the same.
-    """
+    """The known names of the classes asked for, "all" being all; compared as text."""
     if isinstance(classes, str):
         classes = known if classes == "all" else [classes]
     chosen = []
     for name in classes:
         same = [k for k in known if plain(str(name)) == plain(k)]
-        same += [k for k in known if not isinstance(name, str) and repr(_read(k)) == repr(name)]
         if not same:
             raise DataError(f"class {name!r}: unknown, expected some of {', '.join(known)}")
         chosen.append(same[0])
@@ -127,14 +121,6 @@ def choose_classes(classes: Sequence[Any] | str, known: tuple[str, ...]) -> tupl
 def plain(name: str) -> str:
     """A name in the one Unicode form (NFC) in which names are compared: macOS writes another."""
     return unicodedata.normalize("NFC", name)
-
-
-def _read(word: str) -> Any:
-    """What YAML makes of a word: `no` is False, `010` is 8."""
-    try:
-        return yaml.safe_load(word)
-    except (yaml.YAMLError, ValueError):
-        return word
 
 
 def and_more(count: int) -> str:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -34,6 +35,7 @@ TABLE = (
     b'a.png,HP,0,train\n"b.png",SSA,7,test\n'
 )
 GROUPS = b'file,group\nhp/a.png,s1\n"ssa/b.png",s2\n'
+FILES = pd.Series(["hp/a.png", "ssa/b.png"])
 COUNT: dict[str, Counter] = {}  # what was read and refused, of each kind of input
 
 
@@ -102,7 +104,7 @@ def judge(kind: str, read: Callable[[], Any]) -> None:
 
 def judge_labels(path: Path) -> None:
     """Annotations that are read have known labels, votes and parts, and a row for each file."""
-    table, _ = mhist._read_mhist(path.parent, Scan({"images": ["a.png", "b.png"]}, ""))
+    table, _ = mhist.read(path.parent, Scan({"images": ["a.png", "b.png"]}, ""))
     assert set(table["class"]) <= {"HP", "SSA"} and set(table["partition"]) <= {"train", "test"}
     assert table["votes"].astype(int).between(0, 7).all() and set(table["id"]) == {"a.png", "b.png"}
 
@@ -146,7 +148,7 @@ def main() -> int:
         @given(damaged([GROUPS], most=2) | st.binary(max_size=100))
         def slides(content: bytes) -> None:
             groups.write_bytes(content)
-            judge("groups", lambda: folder_reader._read_groups(groups, ["hp/a.png", "ssa/b.png"]))
+            judge("groups", lambda: folder_reader._read_groups(groups, FILES))
 
         while time.monotonic() < end:
             for fuzz in (images, tables, labels, slides):

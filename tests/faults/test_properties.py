@@ -5,11 +5,9 @@ import io
 import math
 from collections import Counter
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import torch
 from fuzz import damaged, seeds
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -17,8 +15,6 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from sklearn.metrics import roc_auc_score
 from test_data import HEADER, fake_tiles
 
-from crc_helpers import pretraining
-from crc_helpers.augmentation import VIEWS
 from crc_helpers.data import split
 from crc_helpers.evaluation import (
     bootstrap_interval,
@@ -29,11 +25,8 @@ from crc_helpers.evaluation import (
     summarise,
     wilson_interval,
 )
-from crc_helpers.fine_tuning import fine_tune
 from crc_helpers.grad_cam import boxes, hits, mass_inside, overlap
-from crc_helpers.models import Classifier, Encoder
-from crc_helpers.pretraining import collapsed, make_monitor
-from crc_helpers.runs import load_checkpoint, save_json
+from crc_helpers.runs import save_json
 from crc_helpers.sources import images as image_reader
 from crc_helpers.sources import mhist, tables
 from crc_helpers.sources.base import DataError
@@ -220,113 +213,3 @@ def test_scores_of_a_map_are_shares_or_undefined(heat, seed):
         (value,) = score(heat[None], mask[None])
         assert -1e-6 <= value <= 1 + 1e-5 if heat.max() > 0 else math.isnan(value)
     assert boxes(np.full((3, 3), np.nan)) == []
-
-
-# --- training ------------------------------------------------------------------------------------
-
-SETTINGS = {"size": 16, "epochs": 2, "batch": 8, "lr": 1e-3, "seed": 0}
-
-
-def test_the_batch_that_made_a_loss_nan_is_kept(coloured_tiles, fabric, tmp_path):
-    calls = []
-
-    def failing(*given):
-        calls.append(1)
-        return torch.nn.functional.cross_entropy(*given) * (math.nan if len(calls) == 2 else 1.0)
-
-    none = np.empty((0, 3, 24, 24), np.uint8), np.empty(0, np.int64)
-    with pytest.raises(
-        FloatingPointError, match=r"epoch 1 .*since batch 2.*kept in .*FINE_TUNE_LR"
-    ):
-        fine_tune(Classifier(Encoder("resnet8"), 2), coloured_tiles, np.arange(16) % 2, *none,
-                  VIEWS["gentle"], fabric, checkpoint=tmp_path / "run.ckpt", criterion=failing,
-                  **SETTINGS)  # fmt: skip
-    with np.load(tmp_path / "run_bad_batch.npz") as kept:
-        assert (kept["epoch"], kept["step"]) == (1, 1)
-        np.testing.assert_array_equal(kept["images"], coloured_tiles[kept["index"]])
-        order = list(pretraining.batches(16, 8, 0, 1))
-        np.testing.assert_array_equal(kept["index"], order[1])
-    assert load_checkpoint(tmp_path / "run.ckpt", "") is None
-
-
-@pytest.mark.parametrize("fault", ["logits", "loss"])
-def test_the_tiles_that_made_a_validation_loss_nan_are_kept(
-    fault, coloured_tiles, fabric, tmp_path
-):
-    class Choking(Classifier):
-        def forward(self, images):
-            logits = super().forward(images)
-            bright = images.mean(dim=(1, 2, 3)) > 0.99
-            return logits.masked_fill(bright[:, None], math.nan)
-
-    def val_loss(logits, labels):
-        return torch.tensor(math.nan) if fault == "loss" else logits.sum()
-
-    val = coloured_tiles.copy()
-    if fault == "logits":
-        val[[5, 11]] = 255
-    labels = np.arange(16) % 2
-    with pytest.raises(FloatingPointError, match=r"validation loss of epoch 1 is nan; its tiles"):
-        fine_tune(Choking(Encoder("resnet8"), 2), coloured_tiles, labels, val, labels,
-                  VIEWS["gentle"], fabric, checkpoint=tmp_path / "run.ckpt", val_criterion=val_loss,
-                  **SETTINGS)  # fmt: skip
-    with np.load(tmp_path / "run_bad_batch.npz") as kept:
-        assert kept["index"].tolist() == ([5, 11] if fault == "logits" else list(range(8)))
-        np.testing.assert_array_equal(kept["images"], val[kept["index"]])
-
-
-def test_labels_that_changed_are_not_gone_on_with(coloured_tiles, fabric, tmp_path, capsys):
-    labels = np.arange(16) % 2
-
-    def train(labels):
-        torch.manual_seed(0)
-        return fine_tune(Classifier(Encoder("resnet8"), 2), coloured_tiles, labels,
-                         coloured_tiles[:4], labels[:4], VIEWS["gentle"], fabric,
-                         checkpoint=tmp_path / "run.ckpt", mark="same", **SETTINGS)  # fmt: skip
-
-    train(labels)
-    train(1 - labels)
-    said = (
-        "run.ckpt belongs to other tiles or labels, and is now run.old.ckpt: training starts afresh"
-    )
-    assert said in capsys.readouterr().out and (tmp_path / "run.old.ckpt").is_file()
-
-
-def test_a_collapsed_encoder_is_reported(coloured_tiles, fabric, capsys):
-    images = SimpleNamespace(pick=lambda index: coloured_tiles[index])
-    tiles = SimpleNamespace(images=images, labels=np.arange(16) % 2)
-    encoder = Encoder("resnet8")
-    for parameter in encoder.parameters():
-        torch.nn.init.zeros_(parameter)  # says the same of every tile
-    monitor = make_monitor(tiles, np.arange(8), np.arange(8, 16), 16, 2, fabric)
-    assert collapsed(monitor(encoder, 2))
-    assert not collapsed(monitor(Encoder("resnet8"), 2)) and not collapsed({})
-    head = pretraining.ProjectionHead(encoder.dim, 8)
-    pretraining.pretrain(encoder, head, coloured_tiles, VIEWS["tissue"], fabric,
-                         temperature=0.2, monitor=monitor, **SETTINGS)  # fmt: skip
-    assert "the encoder has collapsed" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(("changes", "words"), [
-    ({"epochs": 0}, "EPOCHS 0"), ({"batch": 0}, "BATCH is 0"), ({"batch": -8}, "BATCH is -8"),
-    ({"batch": 1}, "BATCH is 1"), ({"lr": -1.0}, "Invalid learning rate"),
-])  # fmt: skip
-@pytest.mark.parametrize("what", ["pretrain", "fine_tune"])
-def test_settings_that_cannot_train_are_refused(what, changes, words, coloured_tiles, fabric):
-    values, labels = SETTINGS | changes, np.arange(16) % 2
-    encoder, tiles = Encoder("resnet8"), coloured_tiles
-    with pytest.raises(ValueError, match=words):
-        if what == "pretrain":
-            head = pretraining.ProjectionHead(256)
-            pretraining.pretrain(encoder, head, tiles, VIEWS["tissue"], fabric, temperature=0.2,
-                                 **values)  # fmt: skip
-        else:
-            fine_tune(Classifier(encoder, 2), tiles, labels, tiles, labels, VIEWS["gentle"], fabric,
-                      **values)  # fmt: skip
-
-
-def test_batches_of_one_class_train(coloured_tiles, fabric):
-    labels = np.zeros(16, np.int64)
-    log = fine_tune(Classifier(Encoder("resnet8"), 2), coloured_tiles, labels, coloured_tiles,
-                    labels, VIEWS["gentle"], fabric, **SETTINGS)  # fmt: skip
-    assert np.isfinite(log[["loss", "val_loss"]]).all(axis=None)
