@@ -1,6 +1,7 @@
 """The command line, the presets and the files that must agree with each other."""
 
 import errno
+import json
 import os
 import re
 import subprocess
@@ -23,16 +24,7 @@ from crc_helpers.course import run as course_run
 from crc_helpers.course import settings as course_settings
 from crc_helpers.course.cli import main
 from crc_helpers.course.settings import UsageError, lesson_files, parameters_of, read_settings
-from crc_helpers.runs import (
-    ROOT,
-    RunError,
-    file_hash,
-    make_fabric,
-    note,
-    only_one,
-    read_notes,
-    save_table,
-)
+from crc_helpers.runs import ROOT, RunError, locked, make_fabric, save_json
 
 
 def test_lesson_ranges():
@@ -119,7 +111,7 @@ def test_what_the_system_refuses_is_said_with_its_own_advice(error, words, capsy
     def fail(_arguments):
         raise error
 
-    monkeypatch.setattr(course_cli, "doctor", fail)
+    monkeypatch.setattr(doctor, "doctor", fail)
     assert main(["doctor"]) == 2
     said = capsys.readouterr().err
     assert words in said and len(said.strip().splitlines()) == 1 and said.strip().isprintable()
@@ -248,32 +240,6 @@ def test_recall_refuses_data_that_changed(folder_of_tiles, tmp_path):
         data.recall(tmp_path, "run")
 
 
-def test_what_a_run_holds_of_other_data_is_said(folder_of_tiles, tmp_path, capsys):
-    tiles, run = data.load_tiles("folder", folder_of_tiles), tmp_path / "run"
-    settings = dict(root=folder_of_tiles, classes=None, n=0, scheme="auto", test=0.25,
-                    validation=0.15)  # fmt: skip
-    data.remember(run, tiles, data.split(tiles), seed=0, **settings)
-    save_table(run / "predictions.csv", [{"a": 1}])
-    data.recall(run, "run")
-    assert "predictions.csv" not in capsys.readouterr().err
-    data.remember(run, tiles, data.split(tiles, seed=1), seed=1, **settings)
-    words = "run: predictions.csv made from other data or weights than there are now, or changed"
-    assert words in capsys.readouterr().err
-    data.recall(run, "run")
-    assert words in capsys.readouterr().err
-
-
-def test_metrics_keep_their_origin_when_seconds_are_added(tmp_path):
-    path = tmp_path / "metrics.json"
-    path.write_text("{}")
-    course_run._complete_metrics(tmp_path, {}, "ci")  # of which nothing was noted
-    assert not read_notes(tmp_path)
-    note(path, {"data": "x"}, {"SEED": 1})
-    course_run._complete_metrics(tmp_path, {}, "class")
-    entry = {"sha256": file_hash(path), "made_from": {"data": "x"}, "parameters": {"SEED": 1}}
-    assert read_notes(tmp_path) == {"metrics.json": entry}
-
-
 def test_recall_says_which_lesson_is_missing(tmp_path):
     with pytest.raises(RunError, match="run lesson 01"):
         data.recall(tmp_path, "run")
@@ -282,21 +248,123 @@ def test_recall_says_which_lesson_is_missing(tmp_path):
 # --- committed notebooks -------------------------------------------------------------------------
 
 
-def test_a_lesson_runs_again_where_the_data_has_changed(folder_of_tiles, tmp_path, monkeypatch):
+@pytest.fixture
+def executed(monkeypatch):
+    """The numbers of the lessons that the command executes, which here costs nothing."""
     ran = []
 
-    def execute(file, out, _parameters, changed):
-        ran.append(file.stem)
-        assert changed == {"DATA": "folder", "DATA_ROOT": str(folder_of_tiles)}
-        (out / file.name).write_text("{}")
+    def execute(file, out, parameters, changed):
+        ran.append(file.name[:2])
+        book = nbformat.read(file, as_version=4)
+        said = {"parameters": parameters, "exception": None, "end_time": "now", "duration": 60.0}
+        book.metadata["papermill"] = said
+        nbformat.write(book, out / file.name)
         return 0
 
     monkeypatch.setattr(course_run, "_execute", execute)
+    return ran
+
+
+def test_a_lesson_runs_again_where_the_data_has_changed(folder_of_tiles, tmp_path, executed):
     command = ["run", "--lessons", "01", "--data", "folder", "--data-root", str(folder_of_tiles),
                "--out", str(tmp_path / "run")]  # fmt: skip
-    assert main(command) == main(command) == 0 and len(ran) == 1
+    assert main(command) == main(command) == 0 and executed == ["01"]
+    seen = data.load_tiles("folder", folder_of_tiles).digest
+    save_json(tmp_path / "run" / "data.json", {"digest": seen})
+    assert main(command) == 0 and executed == ["01"]
     next(folder_of_tiles.glob("*/*.png")).unlink()
-    assert main(command) == 0 and len(ran) == 2
+    assert main(command) == 0 and executed == ["01", "01"]
+
+
+def test_a_lesson_is_skipped_while_it_and_all_before_it_stand_as_they_would_be(
+    tmp_path, executed, capsys
+):
+    out = tmp_path / "run"
+
+    def run(*more):
+        executed.clear()
+        assert main(["run", "--preset", "ci", "--out", str(out), "--lessons", *more]) == 0
+        return executed
+
+    assert run("02-04") == ["02", "03", "04"]
+    assert run("02-04") == [] and "skipped (delete" in capsys.readouterr().out
+    assert run("02-05") == ["05"]
+    assert run("02-04", "--set", "HEAD=mlp") == ["03", "04"]
+    assert run("02-04", "--set", "HEAD=mlp") == []
+    file = next(out.glob("03_*.ipynb"))
+    for damage in ({"exception": True}, {"end_time": None}):
+        book = nbformat.read(file, as_version=4)
+        book.metadata["papermill"] |= damage
+        nbformat.write(book, file)
+        assert run("02-04", "--set", "HEAD=mlp") == ["03", "04"]
+    book = nbformat.read(file, as_version=4)
+    next(c for c in book.cells if c.cell_type == "code").source = "other = 1"
+    nbformat.write(book, file)
+    assert run("03", "--set", "HEAD=mlp") == ["03"]
+    out.rename(tmp_path / "moved")
+    out = tmp_path / "moved"
+    assert run("02-04", "--set", "HEAD=mlp") == []
+    save_json(out / "metrics.json", {"value": 1})
+    run("02")
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert metrics["value"] == 1 and metrics["preset"] == "ci" and len(metrics["seconds"]) == 4
+
+
+def test_a_lesson_before_those_asked_for_must_have_the_same_parameters(tmp_path, executed, capsys):
+    command = ["run", "--preset", "ci", "--out", str(tmp_path), "--lessons"]
+    assert main([*command, "02-03"]) == 0
+    assert main([*command, "04", "--set", "IMAGE_SIZE=32"]) == 2
+    assert "IMAGE_SIZE=64, and now it is 32: run that lesson too" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("given", "found"), [
+    ("[0, 1]", ["0", "1"]), ("[no,yes]", ["no", "yes"]), ("('HP', 'SSA')", ["HP", "SSA"]),
+    ("[HP, SSA]", ["HP", "SSA"]), ("all", "all"),
+])  # fmt: skip
+def test_names_of_classes_are_text(given, found):
+    settings = read_settings("class", [f"CLASSES={given}"], {"CLASSES"})
+    assert settings["CLASSES"] in (found, tuple(found))
+
+
+def test_one_name_is_a_list_of_one(tmp_path):
+    given = course_cli.parse(["run", "--set", "VIEWS=tissue", "--set", "FINE_TUNE_LR=1e-3"])
+    parameters = {file: parameters_of(file) for file in lesson_files()}
+    settings = course_settings.lesson_settings(given, parameters)
+    assert (settings["VIEWS"], settings["FINE_TUNE_LR"]) == (["tissue"], [1e-3])
+
+
+def test_a_size_that_a_backbone_does_not_take_is_said_before_anything_trains(
+    tmp_path, capsys, executed
+):
+    command = ["run", "--out", str(tmp_path), "--set", "BACKBONE=levit_128s"]
+    assert main(command) == 2 and not executed
+    assert "levit_128s cannot take images of 96 pixels: change" in capsys.readouterr().err
+    assert main([*command, "--set", "IMAGE_SIZE=224", "--lessons", "03"]) == 0
+
+
+def test_without_its_notebooks_the_doctor_and_the_run_say_what_to_do(tmp_path, monkeypatch, capsys):
+    """As after `pip install .`, which takes the package alone."""
+    monkeypatch.setattr(course_settings, "NOTEBOOKS", tmp_path)
+    assert main(["doctor"]) == 1
+    assert "holds no lesson: clone the repository, and" in capsys.readouterr().out
+    assert main(["run", "--out", str(tmp_path)]) == 2
+    assert "holds no lesson: clone the repository, and" in capsys.readouterr().err
+
+
+def test_ctrl_c_while_it_imports_ends_in_a_sentence():
+    interrupted = """
+import sys
+class Finder:
+    def find_spec(self, name, *_):
+        if name == "torch":
+            raise KeyboardInterrupt
+sys.meta_path.insert(0, Finder())
+from crc_helpers.course.cli import main
+sys.exit(main(["doctor"]))
+"""
+    done = subprocess.run([sys.executable, "-c", interrupted], capture_output=True, text=True)
+    assert done.returncode == 130 and "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1] == "stopped; the same command goes on from here"
 
 
 def test_a_folder_and_a_cache_are_those_of_where_one_stands(tmp_path, monkeypatch):
@@ -307,8 +375,18 @@ def test_a_folder_and_a_cache_are_those_of_where_one_stands(tmp_path, monkeypatc
     assert course_settings.lesson_settings(given, parameters)["DATA_ROOT"] == str(
         tmp_path / "tiles"
     )
-    monkeypatch.setattr(course_cli, "run", lambda _: 0)
+    seen = []
+    monkeypatch.setattr(course_run, "run", lambda given: seen.append(given) or 0)
     assert main(["run"]) == 0 and os.environ["CRC_HELPERS_CACHE"] == str(tmp_path / "mine")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("CRC_HELPERS_CACHE", "~/crc")
+    assert main(["run", "--out=~/x", "--data-root=~/f", "--set", "DATA_ROOT=~/g"]) == 0
+    assert os.environ["CRC_HELPERS_CACHE"] == str(tmp_path / "home" / "crc")
+    assert seen[1].out == str(tmp_path / "home" / "x")
+    seen[1].data_root = None
+    settings = course_settings.lesson_settings(seen[1], parameters)
+    assert settings["RUN"] == str(tmp_path / "home" / "x")
+    assert settings["DATA_ROOT"] == str(tmp_path / "home" / "g")
 
 
 def test_clean_keeps_the_parameters_cell_and_drops_what_changes():
@@ -345,21 +423,20 @@ def test_paper_preset_starts_steps_and_checkpoints(tmp_path):
     known = {name for file in lesson_files() for name in parameters_of(file)}
     p = read_settings("paper", [], known)
     tiles = torch.randint(0, 256, (4, 3, 224, 224), dtype=torch.uint8).numpy()
-    encoder = models.Encoder(p["BACKBONE"])
-    head = models.ProjectionHead(encoder.dim, kind=p["HEAD"])
-    common = dict(size=p["IMAGE_SIZE"], batch=2, lr=p["PRETRAIN_LR"], temperature=p["TEMPERATURE"],
-                  optimizer=p["OPTIMIZER"], checkpoint=tmp_path / "pretraining.ckpt")  # fmt: skip
+    model = models.contrastive_model(p["BACKBONE"], p["HEAD"], 0)
     views, fabric = VIEWS[p["VIEWS"][0]], make_fabric(0)
-    log = pretraining.pretrain(encoder, head, tiles, views, fabric, epochs=1, **common)
-    assert np.isfinite(log["loss"]).all() and (tmp_path / "pretraining.ckpt").is_file()
-    log = pretraining.pretrain(encoder, head, tiles, views, fabric, epochs=2, **common)
-    assert log["epoch"].tolist() == [1, 2]
+    training = pretraining.Training(p["IMAGE_SIZE"], 1, 2, p["PRETRAIN_LR"], p["OPTIMIZER"])
+    log = pretraining.pretrain(
+        model, tiles, views, fabric, training, pretraining.Contrast(p["TEMPERATURE"], fabric),
+        checkpoint=tmp_path / "pretraining.ckpt",
+    )  # fmt: skip
+    assert np.isfinite(log["loss"]).all() and list(tmp_path.glob("pretraining_*.ckpt"))
 
 
 def test_pretrain_waits_for_no_lesson(tmp_path, capsys):
     """The lessons are at work in the folder: its data must not be replaced under them."""
     command = ["pretrain", "--preset", "ci", "--out", str(tmp_path), "--set", "N_TILES=160"]
-    with only_one(tmp_path / "lessons"):
+    with locked(tmp_path / "lessons"):
         assert main(command) == 2
     assert "another process is writing" in capsys.readouterr().err
     assert not (tmp_path / "data.json").exists()

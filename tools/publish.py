@@ -16,7 +16,8 @@ from safetensors.torch import load_file
 
 from crc_helpers.course.page import drop_widgets
 from crc_helpers.course.settings import lesson_files
-from crc_helpers.runs import ROOT, atomic_path, read_json, save_json, write_weights
+from crc_helpers.models import write_weights
+from crc_helpers.runs import ROOT, atomic_path, read_json, save_json
 
 
 def publish(out: Path) -> None:

@@ -101,9 +101,8 @@ def _require_same(executed: Path, usual: dict[str, Any], mine: dict[str, Any]) -
 
 
 def _code_of(notebook: Path) -> list[str]:
-    cells = nbformat.read(notebook, as_version=4).cells
-    given = "injected-parameters"
-    return [c.source for c in cells if c.cell_type == "code" and given not in c.metadata["tags"]]
+    cells = [c for c in nbformat.read(notebook, as_version=4).cells if c.cell_type == "code"]
+    return [c.source for c in cells if "injected-parameters" not in c.metadata.get("tags", ())]
 
 
 def _execute(file: Path, out: Path, parameters: dict[str, Any], changed: dict[str, Any]) -> int:
