@@ -22,6 +22,9 @@ $(INSTALLED): pyproject.toml
 course: $(INSTALLED)  ## run all lessons on the embedded tissue (class preset) into runs/latest
 	$(BIN)/crc-course run --preset class --out $(OUT)
 
+# Freed memory is kept for the next training step, as in the kernels that crc-course starts.
+lab: export MALLOC_TRIM_THRESHOLD_ = 2147483647
+lab: export MALLOC_MMAP_THRESHOLD_ = 1073741824
 lab: $(INSTALLED)  ## open the lessons in JupyterLab
 	$(BIN)/jupyter lab --notebook-dir=. --ServerApp.tornado_settings='{"websocket_max_message_size": 104857600}'
 

@@ -9,6 +9,7 @@ course), read from the store, the lesson's own loop. limit: our loop on views th
 """
 
 import os
+import sys
 import tempfile
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -28,6 +29,7 @@ from torch.utils.data import ConcatDataset
 from crc_helpers import data, models, pretraining, runs
 from crc_helpers.augmentation import VIEWS
 from crc_helpers.course import check as data_check
+from crc_helpers.course.run import MEMORY
 
 GPU = torch.cuda.is_available()
 # claim: backbone, pixels of a view, batch, batches a round, aims against lightly and the limit
@@ -148,4 +150,6 @@ def _read(path: Path) -> np.ndarray:
 
 
 if __name__ == "__main__":
+    if not os.environ.keys() >= MEMORY.keys():  # read as a program starts
+        os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | MEMORY)
     main()

@@ -150,9 +150,10 @@ def test_loop_shown_ends_in_the_weights_of_the_shared_loop(small_tiles, fabric):
     one, other, start = twins(lambda: models.Encoder("resnet8"))
     heads = twins(lambda: models.ProjectionHead(one.dim))
     shown(3)["train_steps"](one, heads[0], small_tiles, augmentation.TISSUE, **common)
-    pretraining.pretrain(
-        other, heads[1], small_tiles, augmentation.TISSUE, fabric, epochs=1, **common
-    )
+    loss = pretraining.Contrast(common.pop("temperature"), fabric)
+    training = pretraining.Training(epochs=1, **common)
+    model = torch.nn.Sequential(other, heads[1])
+    pretraining.pretrain(model, small_tiles, augmentation.TISSUE, fabric, training, loss)
     assert same_steps(start, one, other)
 
 
@@ -161,8 +162,8 @@ def test_supervised_loop_shown_ends_in_the_weights_of_the_shared_loop(small_tile
     common = dict(size=32, batch=8, lr=1e-3, seed=3)
     one, other, start = twins(lambda: models.Classifier(models.Encoder("resnet8"), 2))
     shown(4)["train_one_epoch"](one, tiles, labels, augmentation.GENTLE, **common)
-    fine_tuning.fine_tune(other, tiles, labels, tiles[:0], labels[:0], augmentation.GENTLE, fabric,
-                          epochs=1, **common)  # fmt: skip
+    training, none = pretraining.Training(epochs=1, **common), (tiles[:0], labels[:0])
+    fine_tuning.fine_tune(other, (tiles, labels), none, augmentation.GENTLE, fabric, training)
     assert same_steps(start, one, other)
 
 

@@ -1,5 +1,6 @@
 """A kernel that lives long, and lessons opened in other ways than we would."""
 
+import ctypes
 import gc
 import json
 import os
@@ -17,7 +18,6 @@ import pytest
 import torch
 from test_data import fake_tiles, make_folder
 
-from crc_helpers import runs
 from crc_helpers.augmentation import VIEWS
 from crc_helpers.course.settings import lesson_files, parameters_of
 from crc_helpers.explorers import (
@@ -41,8 +41,7 @@ WARM_UP = 60  # fonts, caches, the allocator
 def memory():
     """Bytes of this process that are its own, after a collection."""
     gc.collect()
-    with runs.memory_kept():  # its end gives free memory back to the system: what is left is used
-        pass
+    ctypes.CDLL(None).malloc_trim(0)  # free memory goes back to the system: what is left is used
     return psutil.Process().memory_full_info().uss
 
 
@@ -86,10 +85,9 @@ SMALL = {"N_TILES": 160, "IMAGE_SIZE": 64, "PRETRAIN_EPOCHS": 4, "PRETRAIN_BATCH
          "FINE_TUNE_LR": [1e-3]}  # fmt: skip
 
 RUNNER = """
-import json, sys, gc, matplotlib, psutil
+import ctypes, json, sys, gc, matplotlib, psutil
 matplotlib.use("agg")
 import matplotlib.pyplot as plt
-from crc_helpers.runs import memory_kept
 from IPython.core.interactiveshell import InteractiveShell
 shell = InteractiveShell.instance()
 for cells in json.load(open(sys.argv[1])):
@@ -98,8 +96,7 @@ for cells in json.load(open(sys.argv[1])):
         result.raise_error()
         plt.close("all")
     gc.collect()
-    with memory_kept():  # its end gives free memory back
-        pass
+    ctypes.CDLL(None).malloc_trim(0)  # free memory goes back to the system
     print("MEMORY", psutil.Process().memory_full_info().uss)
 print("ALL DONE")
 """
