@@ -1,19 +1,20 @@
 """The four sources, what is refused and how it is said, the cache, the split, check and prepare."""
 
 import dataclasses
-import hashlib
-import json
 import os
+import shutil
 import threading
 import types
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pandas as pd
+import pooch
 import pytest
 from PIL import Image
 
@@ -24,8 +25,8 @@ from crc_helpers.sources import cache as tile_cache
 from crc_helpers.sources import drawn, ebhi
 from crc_helpers.sources import files as data_files
 from crc_helpers.sources import images as image_reader
-from crc_helpers.sources import store as tile_store
 from crc_helpers.sources.base import DataError
+from crc_helpers.sources.store import TileStore, save_shard
 
 EBHI_SEG = Path(__file__).resolve().parents[2] / "shared" / "data" / "ebhi_seg"
 HEADER = "Image Name,Majority Vote Label,Number of Annotators who Selected SSA (Out of 7),Partition"
@@ -139,60 +140,6 @@ def test_mhist_slides_become_groups(tmp_path):
     assert tiles.groups.tolist() == ["slide0", "slide0", "slide1", "slide1"]
 
 
-@pytest.mark.parametrize(
-    "rows, words",
-    [
-        ([*ROWS, "MHIST_zzz.png,HP,0,train"], ["line 6", "MHIST_zzz.png", "has no file", "drop"]),
-        (ROWS[:2], ["MHIST_aac.png", "has no row", "1 more", "add the row"]),
-        ([*ROWS[:3], "MHIST_aad.png,Polyp,4,test"], ["line 5", "'POLYP'", "HP or SSA"]),
-        ([*ROWS[:3], "MHIST_aad.png,SSA,8,test"], ["line 5", "'8'", "0 to 7"]),
-        ([*ROWS[:3], "MHIST_aad.png,SSA,-1,test"], ["line 5", "'-1'", "0 to 7"]),
-        ([*ROWS[:3], "MHIST_aad.png,SSA,many,test"], ["line 5", "'many'", "0 to 7"]),
-        ([*ROWS[:3], "MHIST_aad.png,SSA,3,test"], ["line 5", "3 votes", "contradict"]),
-        ([*ROWS[:3], "MHIST_aad.png,HP,4,test"], ["line 5", "4 votes", "label HP", "correct"]),
-        ([*ROWS[:3], "MHIST_aad.png,SSA,4,dev"], ["line 5", "'dev'", "train or test"]),
-        ([*ROWS, ROWS[0]], ["line 6", "MHIST_aaa.png", "twice", "keep one"]),
-        ([*ROWS, "../secret.png,HP,0,train"], ["line 6", "../secret.png", "leaves"]),
-        ([*ROWS, "C:\\x.png,HP,0,train"], ["line 6", "leaves"]),
-        ([*ROWS, "..,HP,0,train"], ["line 6", "leaves"]),
-        ([*ROWS[:3], "MHIST_aad.png,SSA"], ["line 5", "''"]),
-        ([], ["annotations.csv", "no rows"]),
-        ([*ROWS, 'x"y,"'], ["annotations.csv"]),
-    ],
-)
-def test_mhist_bad_rows(tmp_path, cache, rows, words):
-    root = make_mhist(tmp_path / "mhist", rows)
-    refused(lambda: load_tiles("mhist", root, size=16), "annotations.csv", *words)
-    assert not cache.exists() or not visible(cache)
-
-
-@pytest.mark.parametrize(
-    "header, words",
-    [
-        (HEADER.replace("Partition", "Part"), ["'Partition'", "missing", "Part", "header"]),
-        (HEADER.replace("Image Name", "Partition"), ["'Image Name'", "missing"]),
-        (HEADER + ",partition", ["'Partition'", "twice"]),
-        (HEADER.replace(",", ";"), ["comma-separated"]),
-    ],
-)
-def test_mhist_bad_header(tmp_path, header, words):
-    extra = ",train" if header.count(",") == 4 else ""
-    root = make_mhist(tmp_path / "mhist", [row + extra for row in ROWS], header)
-    refused(lambda: load_tiles("mhist", root, size=16), "annotations.csv", *words)
-
-
-def test_mhist_slide_in_two_partitions(tmp_path):
-    root = make_mhist(tmp_path / "m", [row + ",s1" for row in ROWS], HEADER + ",Slide")
-    refused(lambda: load_tiles("mhist", root, size=16), "'s1'", "both partitions", "keep")
-
-
-@pytest.mark.parametrize("content", [b"", b"\xff\xfe\x00binary\xff", b"a,b\n1,2,3\n1,2,3,4\n"])
-def test_mhist_table_is_no_table(tmp_path, content):
-    root = make_mhist(tmp_path / "mhist")
-    (root / "annotations.csv").write_bytes(content)
-    refused(lambda: load_tiles("mhist", root, size=16), "annotations.csv")
-
-
 # --- any source ----------------------------------------------------------------------------------
 
 
@@ -209,100 +156,6 @@ def test_wrong_root(tmp_path, name, missing):
 
 def test_unknown_source():
     refused(lambda: load_tiles("tcga"), "'tcga'", "synthetic, mhist, ebhi, folder")
-
-
-def png(**text):
-    return cv2.imencode(".png", pixels())[1].tobytes()
-
-
-def cut_png():
-    return png()[:-200]
-
-
-def wrong_checksum():
-    content = bytearray(png())
-    content[-16] ^= 1  # inside the CRC of the pixel data
-    return bytes(content)
-
-
-def png_16bit_grey():
-    return cv2.imencode(".png", pixels(shape=(16, 16)).astype(np.uint16) * 256)[1].tobytes()
-
-
-def png_16bit_colour():
-    return cv2.imencode(".png", pixels().astype(np.uint16) * 256)[1].tobytes()
-
-
-def tiff_16bit_colour():
-    return cv2.imencode(".tiff", pixels().astype(np.uint16) * 256)[1].tobytes()
-
-
-def tiff_float():
-    return cv2.imencode(".tiff", pixels(shape=(16, 16)).astype(np.float32))[1].tobytes()
-
-
-@pytest.mark.parametrize(
-    "name, content, words",
-    [
-        ("bad.png", b"", ["empty file (0 bytes)", "again"]),
-        ("bad.png", b"<html>not found</html>", ["not a PNG, JPEG or TIFF", "again"]),
-        ("bad.png", b"GIF89a" + bytes(50), ["not a PNG, JPEG or TIFF"]),
-        ("bad.png", cut_png(), ["truncated or damaged", "again"]),
-        ("bad.png", wrong_checksum(), ["truncated or damaged"]),
-        ("bad.jpg", cv2.imencode(".jpg", pixels(shape=(64, 64, 3)))[1].tobytes()[:900],
-         ["truncated"]),
-        ("bad.png", png_16bit_grey(), ["16 bits", "convert it to 8-bit"]),
-        ("bad.png", png_16bit_colour(), ["16 bits", "convert it to 8-bit"]),
-        ("bad.tif", tiff_16bit_colour(), ["16 bits", "convert it to 8-bit"]),
-        ("bad.tiff", tiff_float(), ["16 bits", "convert it to 8-bit"]),
-    ],
-)  # fmt: skip
-def test_bad_image(tmp_path, cache, name, content, words):
-    root = make_folder(tmp_path / "f")
-    (root / "benign" / name).write_bytes(content)
-    refused(lambda: load_tiles("folder", root, size=16), f"benign{os.sep}{name}", *words)
-    assert not visible(cache)
-
-
-def test_decompression_bomb(tmp_path, monkeypatch):
-    root = make_folder(tmp_path / "f")
-    monkeypatch.setattr(image_reader, "PIXEL_LIMIT", 100)
-    refused(lambda: load_tiles("folder", root, size=16), "0.png", "bomb", "5 more", "tiles")
-
-
-def test_several_pages(tmp_path):
-    root = make_folder(tmp_path / "f")
-    page = Image.fromarray(pixels())
-    page.save(root / "benign" / "stack.tif", save_all=True, append_images=[page, page])
-    refused(lambda: load_tiles("folder", root, size=16), "stack.tif", "3 pages", "export one")
-
-
-def test_unreadable_file(tmp_path):
-    root = make_folder(tmp_path / "f")
-    (root / "benign" / "x.png").mkdir()  # readable for nobody, root included
-    refused(lambda: load_tiles("folder", root, size=16), "x.png", "unreadable")
-    (root / "benign" / "x.png").rmdir()
-    (root / "benign" / "x.png").symlink_to(root / "benign" / "gone.png")
-    refused(lambda: load_tiles("folder", root, size=16), "x.png", "cannot be read", "check")
-
-
-@pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="root may read everything")
-def test_unreadable_permissions(tmp_path):
-    root = make_folder(tmp_path / "f")
-    (root / "benign" / "1.png").chmod(0)
-    refused(lambda: load_tiles("folder", root, size=16), "1.png", "Permission denied")
-
-
-def test_links_that_leave_the_root(tmp_path):
-    root, outside = make_folder(tmp_path / "f"), save(tmp_path / "secret.png")
-    (root / "benign" / "inside.png").symlink_to(root / "benign" / "0.png")
-    assert len(load_tiles("folder", root, size=16)) == 7
-    (root / "benign" / "link.png").symlink_to(outside)
-    refused(lambda: load_tiles("folder", root, size=16), "link.png", "leaves", "copy")
-    (root / "benign" / "link.png").unlink()
-    make_folder(tmp_path / "elsewhere")
-    (root / "linked").symlink_to(tmp_path / "elsewhere" / "benign", target_is_directory=True)
-    refused(lambda: load_tiles("folder", root, size=16), "linked", "leaves")
 
 
 def test_all_files_wrong_names_the_first_and_counts(tmp_path):
@@ -376,46 +229,82 @@ def test_folder_groups(tmp_path):
     assert load_tiles("folder", root, size=16).groups.tolist() == tiles.groups.tolist()
 
 
-@pytest.mark.parametrize(
-    "rows, words",
-    [
-        (["file,group", "benign/0.png,s1"], ["benign/1.png", "no row", "add the row"]),
-        (["file,group", "benign/9.png,s1"], ["line 2", "benign/9.png", "no file"]),
-        (["file,group", "../0.png,s1"], ["line 2", "../0.png", "leaves"]),
-        (["file,group", "/etc/0.png,s1"], ["line 2", "/etc/0.png", "leaves"]),
-        (["file,group", "benign/0.png,s1", "benign/0.png,s1"], ["line 3", "twice"]),
-        (["file,slide", "benign/0.png,s1"], ["'group'", "missing"]),
-        (["file;group", "benign/0.png;s1"], ["'file'", "missing", "with commas between"]),
-        (["file,group", "benign/0.png,", "benign/1.png,a", "m/0.png,b"], ["groups.csv"]),
-    ],
-)
-def test_folder_bad_groups(tmp_path, rows, words):
-    root = make_folder(tmp_path / "f", count=2)
-    (root / "groups.csv").write_text("\n".join(rows))
-    refused(lambda: load_tiles("folder", root, size=16), "groups.csv", *words)
-
-
 def test_folder_without_images(tmp_path):
-    refused(lambda: load_tiles("folder", tmp_path), str(tmp_path), "no image")
     make_folder(tmp_path / "f")
     (tmp_path / "f" / "empty").mkdir()
-    refused(lambda: load_tiles("folder", tmp_path / "f"), "empty", "no image", "elsewhere")
-    (tmp_path / "f" / "empty").rmdir()
-    make_folder(tmp_path / "f" / "deeper")
-    words = ["deeper: no image", f"--data-root '{tmp_path / 'f' / 'deeper'}'"]
-    refused(lambda: load_tiles("folder", tmp_path / "f"), *words)
-    refused(lambda: load_tiles("folder", tmp_path / "f" / "benign"), "directly in it")
+    refused(lambda: load_tiles("folder", tmp_path / "f"), "empty: no image in it", "elsewhere")
+    words = ["no folder of images in it", "give the folder above"]
+    refused(lambda: load_tiles("folder", tmp_path / "f" / "benign"), *words)
 
 
-def test_what_a_folder_holds_besides_is_said(tmp_path):
+def test_what_a_folder_holds_besides_is_said(tmp_path, capsys):
     root = make_folder(tmp_path / "f")
-    (root / "__MACOSX" / "x").mkdir(parents=True)
-    (root / "benign" / "patient 1").mkdir()
+    for system in ("__MACOSX", "lost+found", "@eaDir", ".thumbnails"):
+        (root / system / "x").mkdir(parents=True)
+    (root / "benign" / "empty").mkdir()
     for name in ("a.webp", "b.WEBP", "notes.txt", ".DS_Store"):
         (root / "benign" / name).touch()
+    for name in ("Groups.csv", "groups.csv.txt", "groups.xlsx"):
+        (root / name).write_text("file,group")
+    save(root / "stray.png")
     tiles = load_tiles("folder", root, size=16)
+    assert tiles.class_names == ("benign", "malignant") and tiles.groups is None
+    said = capsys.readouterr().out
+    assert "benign: left out 1 × .txt, 2 × .webp\n" in said
+    for name in ("Groups.csv", "groups.csv.txt", "groups.xlsx"):
+        assert f"{name}: NOT read; groups come from a text table, groups.csv" in said
+    assert "NOT read: 1 images beside the folders of the classes" in said
+
+
+def test_parts_cases_and_wrappers_are_understood(tmp_path, capsys):
+    """train/<class>, <class>/<case> and images/images/<class>."""
+    make_folder(tmp_path / "parts" / "train", count=4)
+    make_folder(tmp_path / "parts" / "Test", count=2)
+    tiles = load_tiles("folder", tmp_path / "parts", size=16)
+    assert tiles.class_names == ("benign", "malignant") and tiles.groups is None
+    assert split(tiles).scheme == "official" and set(tiles.partition) == {"train", "test"}
+    assert len(split(tiles).test) == 4
+    make_folder(tmp_path / "parts" / "val", count=1)
+    assert len(split(load_tiles("folder", tmp_path / "parts", size=16)).test) == 4
+    assert "val are joined to train" in capsys.readouterr().out
+    for case in "pqr":
+        for name in ("benign", "malignant"):
+            save(tmp_path / "cases" / name / f"{case} {name[0]}" / "1.png")
+    tiles = load_tiles("folder", tmp_path / "cases", size=16)
+    assert tiles.class_names == ("benign", "malignant") and len(set(tiles.groups)) == 6
+    assert "taken for slides or cases" in capsys.readouterr().out
+    save(tmp_path / "cases" / "benign" / "bare.png")
+    words = ["bare.png: lies beside folders of slides or cases", "groups.csv"]
+    refused(lambda: load_tiles("folder", tmp_path / "cases", size=16), *words)
+    make_folder(tmp_path / "wrapped" / "images" / "images")
+    tiles = load_tiles("folder", tmp_path / "wrapped", size=16)
     assert tiles.class_names == ("benign", "malignant")
-    assert "benign: left out 1 × .txt, 2 × .webp, 1 × folder" in tiles.notes
+    save(tmp_path / "deep" / "benign" / "case" / "block" / "1.png")
+    refused(lambda: load_tiles("folder", tmp_path / "deep", size=16), "too deep", "--data-root")
+
+
+def test_names_are_matched_in_any_unicode_form_and_case(tmp_path):
+    """As macOS writes them, as Windows does, and with Excel's own line above the header."""
+    root = tmp_path / "f"
+    for name in ("a\u0308", "b"):  # ä in two characters
+        for i in range(2):
+            save(root / name / f"u\u0308{i}.PNG", i)
+    rows = [f"{c}/ü{i}.png;{c}{i}" for c in "äb" for i in range(2)]
+    (root / "groups.csv").write_text("\n".join(["sep=;", "file;group", *rows]), encoding="utf-8")
+    tiles = load_tiles("folder", root, size=16, classes=["b", "ä"])
+    assert tiles.groups.tolist() == ["ä0", "ä1", "b0", "b1"] and tiles.labels.tolist() == [
+        1,
+        1,
+        0,
+        0,
+    ]
+    (root / "groups.csv").write_text("sep=;\nfile;group\nx.png;1\n", encoding="utf-8")
+    refused(lambda: load_tiles("folder", root, size=16), "line 3: 'x.png' has no file")
+
+
+def test_classes_are_compared_as_text(tmp_path):
+    root = make_folder(tmp_path / "f", classes=("0", "1", "10"))
+    assert load_tiles("folder", root, size=16, classes=[0, 10]).class_names == ("0", "10")
 
 
 def test_one_class_only(tmp_path):
@@ -594,8 +483,6 @@ def test_cache_opens_and_never_decodes_twice(tmp_path, monkeypatch):
     first = load_tiles("folder", root, size=16)
     monkeypatch.setattr(image_reader, "decode", None)
     again = load_tiles("folder", root, size=16)
-    with pytest.raises(ValueError, match="copy the tiles"):
-        again.images[0] = 0
     for field in ("images", "labels", "ids"):
         np.testing.assert_array_equal(getattr(again, field), getattr(first, field))
     assert again.notes == first.notes
@@ -627,22 +514,57 @@ def test_cache_lost_race_uses_the_winner(tmp_path, cache):
     assert len(visible(cache)) == 1
 
 
-def test_cache_damaged_full_or_forbidden(tmp_path, cache, monkeypatch):
+def test_cache_full_or_forbidden(tmp_path, cache, monkeypatch):
     root = make_folder(tmp_path / "f")
-    load_tiles("folder", root, size=16)
-    built = visible(cache)[0]
-    (built / "images-00000.npy").write_bytes(b"\x93NUMPY")
-    refused(lambda: load_tiles("folder", root, size=16), built.name, "damaged", "delete")
-    (built / "images-00000.npy").unlink()
-    refused(lambda: load_tiles("folder", root, size=16), built.name, "damaged", "delete")
-    tile_store.create(built, "images", (1, 3, 16, 16))
-    refused(lambda: load_tiles("folder", root, size=16), built.name, "another size", "delete")
     monkeypatch.setattr(tile_cache.shutil, "disk_usage", lambda _: types.SimpleNamespace(free=10))
     refused(lambda: load_tiles("folder", root, size=8), str(cache), "free", "make room")
     (tmp_path / "file").write_text("")
-    refused(lambda: load_tiles("folder", root, size=8, cache=tmp_path / "file"),
-            "file", "cannot be written", "CRC_HELPERS_CACHE")  # fmt: skip
-    assert [path.name for path in visible(cache)] == [built.name]
+    words = ["file", "cannot be written", "CRC_HELPERS_CACHE"]
+    refused(lambda: load_tiles("folder", root, size=8, cache=tmp_path / "file"), *words)
+    assert not visible(cache)
+
+
+def test_a_path_in_the_home_folder_is_expanded(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("CRC_HELPERS_CACHE", "~/tiles")
+    make_folder(tmp_path / "f")
+    assert load_tiles("folder", "~/f", size=16).images.folder.parent == tmp_path / "tiles"
+
+
+@pytest.fixture
+def store(tmp_path):
+    """Eleven tiles in shards of four, and the array they came from."""
+    array = np.random.default_rng(0).integers(0, 256, (11, 3, 5, 5), np.uint8)
+    for number in range(3):
+        save_shard(tmp_path, number, images=array[4 * number : 4 * number + 4])
+    return TileStore(tmp_path, "images"), array
+
+
+@pytest.mark.parametrize(
+    "key",
+    [0, -1, np.int64(7), slice(None), slice(2, 9, 3), slice(8, 2, -1), [10, 0, 10],
+     np.array([], int), np.arange(11) % 2 == 0, (5, 0),
+     (slice(1, 6), slice(None), slice(None, None, 2))],
+    ids=str,
+)  # fmt: skip
+def test_the_store_reads_what_an_array_would(store, key):
+    stored, array = store
+    np.testing.assert_array_equal(stored[key], array[key])
+
+
+def test_the_store_is_like_an_array(store):
+    stored, array = store
+    assert (stored.shape, stored.ndim, stored.dtype, len(stored)) == ((11, 3, 5, 5), 4, "uint8", 11)
+    np.testing.assert_array_equal(np.asarray(stored), array)
+    np.testing.assert_array_equal(np.stack(list(stored)), array)
+    some = stored.pick(np.array([9, 3, 4]))
+    np.testing.assert_array_equal(some[[2, 0]], array[[4, 9]])
+    assert len(stored.pick(np.arange(11) > 8)) == 2 and len(stored) == 11
+    with pytest.raises(IndexError):
+        stored[11]
+    stored.files[2].write_bytes(stored.files[2].read_bytes()[:-1])
+    with pytest.raises(OSError, match="cut short"):
+        stored[10]
 
 
 def test_subset_is_in_memory(tmp_path):
@@ -748,6 +670,26 @@ def test_split_table():
     assert table["label"][parts.train[0]] == "HP" and table["label"][parts.unlabelled[0]] == ""
 
 
+@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("tiles, ill", [([5] * 10, 3), ([60, 3, 2, 2, 1], 5), ([1] * 40, 3)])
+def test_a_few_patients_make_three_parts(tiles, ill, seed):
+    """Of each class there is one group in each part, though no choice of groups has the shares."""
+    groups = np.repeat(np.arange(len(tiles)), tiles)
+    labels = (groups < ill).astype(int)
+    if ill == len(tiles):  # every patient has tiles of both classes
+        labels = np.arange(len(groups)) % 2
+    parts = split(fake_tiles(labels, groups.astype(str)), seed=seed)
+    for part in (parts.train, parts.val, parts.test):
+        assert set(labels[part]) == {0, 1}
+    assert not set(groups[parts.test]) & set(groups[np.append(parts.train, parts.val)])
+    assert not set(groups[parts.val]) & set(groups[parts.train])
+
+
+def test_three_tiles_of_a_class_make_three_parts():
+    parts = split(fake_tiles([0] * 40 + [1] * 3), "random")
+    assert [np.isin([40, 41, 42], p).sum() for p in (parts.train, parts.val, parts.test)] == [1] * 3
+
+
 def test_split_refuses():
     tiles = fake_tiles(LABELS, GROUPS)
     with pytest.raises(ValueError, match="auto, paper, random"):
@@ -755,7 +697,7 @@ def test_split_refuses():
     with pytest.raises(ValueError, match="fractions"):
         split(tiles, test=0)
     refused(lambda: split(tiles, batch_size=1000), "fake", "fewer than a batch of 1000", "smaller")
-    refused(lambda: split(fake_tiles([0] * 20 + [1])), "'SSA'", "in val", "TEST and VALIDATION")
+    refused(lambda: split(fake_tiles([0] * 20 + [1])), "'SSA'", "in val", "1 tile:", "TEST and VAL")
     everything_in_one = np.full(len(LABELS), "g")
     refused(lambda: split(fake_tiles(LABELS, everything_in_one)), "'HP'", "1 group (")
     half = np.where(np.arange(len(LABELS)) % 2, "test", "train")
@@ -804,120 +746,77 @@ def test_check_sheet_cannot_be_written(tmp_path):
 # --- prepare -------------------------------------------------------------------------------------
 
 
+def make_archive(path, source, nested=""):
+    with zipfile.ZipFile(path, "w") as content:
+        for file in source.rglob("*.png"):
+            content.write(file, nested + str(file.relative_to(source / "EBHI-SEG")))
+    return path
+
+
 @pytest.fixture
 def record(tmp_path):
-    """A figshare record served on this machine; `.files` may be changed, `.asked` is a log."""
-    state = types.SimpleNamespace(asked=[], break_after=None, md5=None)
-    archive = tmp_path / "made.zip"
-    source = make_ebhi(tmp_path / "source")
-    with zipfile.ZipFile(archive, "w") as content:
-        for path in sorted(source.rglob("*.png")):
-            content.write(path, path.relative_to(source))
-        content.writestr("EBHI-SEG/padding.bin", bytes(300_000))
-    state.archive = archive.read_bytes()
+    """A record of one archive on this machine, as `ebhi_record` gives it, by its MD5."""
+    served = tmp_path / "served"
+    served.mkdir()
+    archive = make_archive(served / "EBHI-SEG.zip", make_ebhi(tmp_path / "source"))
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self):
-            state.asked.append((self.path, self.headers.get("Range")))
-            if self.path == "/record":
-                md5 = state.md5 or hashlib.md5(state.archive).hexdigest()
-                file = {"name": "EBHI-SEG.zip", "download_url": f"{state.url}/zip",
-                        "computed_md5": md5}  # fmt: skip
-                return self.reply(200, json.dumps({"files": [file]}).encode())
-            start = int(self.headers.get("Range", "bytes=0-")[6:-1])
-            body = state.archive[start:]
-            self.reply(206 if start else 200, body, body[: state.break_after])
-
-        def reply(self, status, body, sent=None):
-            self.send_response(status)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body if sent is None else sent)
-
+    class Handler(SimpleHTTPRequestHandler):
         def log_message(self, *_):
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    state.url = f"http://127.0.0.1:{server.server_port}"
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=served))
     threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-    yield state
+    address, right = f"http://127.0.0.1:{server.server_port}/", pooch.file_hash(archive, "md5")
+    yield lambda out, md5=right: pooch.create(out, address, registry={archive.name: f"md5:{md5}"})
     server.shutdown()
     server.server_close()
 
 
 def test_prepare_ebhi_downloads_verifies_and_unpacks(tmp_path, record):
     out = tmp_path / "out"
-    assert ebhi.download_ebhi(out, f"{record.url}/record") == out / "EBHI-SEG"
+    words = ["EBHI-Seg: not downloaded", "hash", "by hand", ebhi.EBHI_PAGE, str(out)]
+    refused(lambda: ebhi.download_ebhi(out, partial(record, md5="0" * 32)), *words)
+    assert not visible(out)
+    assert ebhi.download_ebhi(out, record) == out / "EBHI-SEG"
     assert len(load_tiles("ebhi", out, size=16)) == 13
     assert sorted(path.name for path in visible(out)) == ["EBHI-SEG", "EBHI-SEG.zip"]
-    record.asked.clear()
-    assert prepare("ebhi", out) == out and not record.asked
+    assert prepare("ebhi", out) == out  # and asks for nothing
+    shutil.rmtree(out / "EBHI-SEG" / "Polyp" / "image")
+    refused(lambda: prepare("ebhi", out), "image: missing; remove")
 
 
-def test_prepare_ebhi_resumes(tmp_path, record):
-    out, api = tmp_path / "out", f"{record.url}/record"
-    record.break_after = 200_000
-    refused(lambda: ebhi.download_ebhi(out, api), "failed", "goes on where it stopped")
-    assert (out / "EBHI-SEG.zip.part").stat().st_size == 196_608  # whole blocks
-    assert not (out / "EBHI-SEG").exists()
-    record.break_after = None
-    ebhi.download_ebhi(out, api)
-    assert record.asked[-1] == ("/zip", "bytes=196608-")
-    assert len(load_tiles("ebhi", out, size=16)) == 13
+def test_the_record_is_asked_for_by_its_doi(tmp_path, monkeypatch):
+    """Figshare's answers as pooch asks for them, and a network that is down."""
+    page = f"{ebhi.EBHI_PAGE}/1"
+    answers = {
+        "https://doi.org/10.6084/m9.figshare.21540159.v1": {},
+        "https://api.figshare.com/v2/articles?doi=10.6084/m9.figshare.21540159.v1": [{"id": 7}],
+        "https://api.figshare.com/v2/articles/7/versions/1": {
+            "files": [{"name": "EBHI-SEG.zip", "download_url": "x", "computed_md5": "abc"}]
+        },
+    }
 
+    def get(url, **_):
+        return types.SimpleNamespace(
+            url=page, json=lambda: answers[url], status_code=200, raise_for_status=lambda: None
+        )
 
-def test_prepare_ebhi_refuses_another_file(tmp_path, record):
-    record.md5 = "0" * 32
-    out = tmp_path / "out"
-    refused(lambda: ebhi.download_ebhi(out, f"{record.url}/record"), "EBHI-SEG.zip", "MD5")
-    assert not visible(out)
-
-
-def test_prepare_ebhi_without_network(tmp_path):
-    out = tmp_path / "out"
-    refused(lambda: ebhi.download_ebhi(out, "http://127.0.0.1:9/record"),
-            "failed", "by hand", ebhi.EBHI_PAGE, str(out))  # fmt: skip
+    with monkeypatch.context() as patch:
+        patch.setattr("requests.get", get)
+        assert ebhi.ebhi_record(tmp_path).registry == {"EBHI-SEG.zip": "md5:abc"}
+    dead = {"http": "http://127.0.0.1:9", "https": "http://127.0.0.1:9"}
+    monkeypatch.setattr("requests.utils.getproxies", lambda: dead)
+    monkeypatch.setattr("requests.sessions.get_environ_proxies", lambda *_, **__: dead)
+    refused(lambda: ebhi.download_ebhi(tmp_path / "out"), "not downloaded", "by hand")
 
 
 @pytest.mark.parametrize("nested", ["", "deep/er/"])
 def test_prepare_ebhi_takes_an_archive_fetched_by_hand(tmp_path, nested):
-    source, out = make_ebhi(tmp_path / "source"), tmp_path / "out"
+    out = tmp_path / "out"
     out.mkdir()
-    with zipfile.ZipFile(out / "21540159.zip", "w") as content:
-        for path in source.rglob("*.png"):
-            content.write(path, nested + str(path.relative_to(source / "EBHI-SEG")))
+    make_archive(out / "21540159.zip", make_ebhi(tmp_path / "source"), nested)
     prepare("ebhi", out)
     assert len(load_tiles("ebhi", out, size=16)) == 13
-
-
-def member(name, mode=0o100644, content=b"x"):
-    info = zipfile.ZipInfo(name)
-    info.external_attr = mode << 16
-    return info, content
-
-
-@pytest.mark.parametrize(
-    "entry, words",
-    [
-        (member("../evil.png"), ["../evil.png", "leaves"]),
-        (member("/etc/evil.png"), ["/etc/evil.png", "leaves"]),
-        (member("C:/evil.png"), ["C:/evil.png", "leaves"]),
-        (member("a/link.png", 0o120777, b"/etc/passwd"), ["a/link.png", "is a link"]),
-        (member("big.png", content=bytes(3000)), ["more than 2,000 bytes"]),
-        (member("readme.txt"), ["no folder Normal/image", "not EBHI-Seg"]),
-    ],
-)
-def test_prepare_ebhi_unpacks_safely(tmp_path, monkeypatch, entry, words):
-    monkeypatch.setattr(ebhi, "UNPACKED_LIMIT", 2000)
-    with zipfile.ZipFile(tmp_path / "x.zip", "w") as content:
-        content.writestr(*entry)
-    refused(lambda: prepare("ebhi", tmp_path), "x.zip", *words)
-    assert [path.name for path in visible(tmp_path)] == ["x.zip"]
-
-
-def test_prepare_ebhi_damaged_archive(tmp_path):
-    (tmp_path / "x.zip").write_bytes(b"PK not really")
-    refused(lambda: prepare("ebhi", tmp_path), "x.zip", "damaged", "fetch it again")
 
 
 def test_prepare_others(tmp_path):

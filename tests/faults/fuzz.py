@@ -26,6 +26,7 @@ from crc_helpers.sources import folder as folder_reader
 from crc_helpers.sources import images as image_reader
 from crc_helpers.sources import mhist
 from crc_helpers.sources.base import DataError, Scan
+from crc_helpers.sources.tables import read_table
 
 KINDS = [("PNG", {}), ("JPEG", {}), ("JPEG", {"progressive": True}), ("TIFF", {}),
          ("TIFF", {"compression": "tiff_lzw"}), ("TIFF", {"compression": "tiff_adobe_deflate"}),
@@ -136,7 +137,7 @@ def main() -> int:
         @given(damaged([TABLE]) | st.binary(max_size=300))
         def tables(content: bytes) -> None:
             path.write_bytes(content)
-            judge("tables", lambda: tables.read_table(path, mhist.MHIST_COLUMNS))
+            judge("tables", lambda: read_table(path, mhist.MHIST_COLUMNS))
 
         @quick
         @given(damaged([TABLE], most=2) | annotations())
