@@ -94,9 +94,9 @@ def draw_parameters(n: int, views: Views, generator: torch.Generator) -> Paramet
 
     area = uniform(*views.crop)
     ratio = uniform(math.log(3 / 4), math.log(4 / 3)).exp().clamp(area, 1 / area)  # fits the tile
-    width, height = (area * ratio).sqrt(), (area / ratio).sqrt()
-    centre_x, centre_y = uniform(-1, 1) * (1 - width), uniform(-1, 1) * (1 - height)
-    flip_x, flip_y = (1 - 2 * chance(views.flip / 2).float() for _ in range(2))
+    sides = (area * ratio).sqrt(), (area / ratio).sqrt()
+    centre = tuple(uniform(-1, 1) * (1 - side) for side in sides)
+    flip = tuple(1 - 2 * chance(views.flip / 2).float() for _ in range(2))
     quarter = (uniform(0, 4).floor() if views.turn else torch.zeros(n)) * (math.pi / 2)
     angle = quarter + torch.deg2rad(uniform(-views.rotate, views.rotate))
     shear = torch.deg2rad(uniform(-views.shear, views.shear)).tan()
@@ -105,25 +105,25 @@ def draw_parameters(n: int, views: Views, generator: torch.Generator) -> Paramet
     saturation = factor(views.saturation).masked_fill(chance(views.grayscale), 0)
     sigma = uniform(*views.blur_sigma).masked_fill(~chance(views.blur), 0)
     return Parameters(
-        warp=compose_warp(width, height, centre_x, centre_y, flip_x, flip_y, angle, shear, *shift),
+        warp=compose_warp(sides, centre, flip, angle, shear, shift),
         stain=stain, brightness=factor(views.brightness), contrast=factor(views.contrast),
         saturation=saturation, hue=2 * math.pi * uniform(-views.hue, views.hue), sigma=sigma,
     )  # fmt: skip
 
 
-def compose_warp(width, height, centre_x, centre_y, flip_x, flip_y, angle, shear, shift_x, shift_y):
+def compose_warp(sides, centre, flip, angle, shear, shift) -> Tensor:
     """Multiply crop, flips, rotation, shear and shift into one matrix (N, 2, 3).
 
-    All arguments are (N,); lengths are in half-sides (the tile spans [-1, 1]), `angle` in radians,
-    `shear` a slope. The matrix takes a point of the view to its point in the tile.
+    sides and centre of the crop, flip (1 or -1) and shift are pairs, in x and y, of (N,); lengths
+    are in half-sides (the tile spans [-1, 1]), `angle` (N,) in radians, `shear` (N,) a slope. The
+    matrix takes a point of the view to its point in the tile.
     """
     cos, sin, one, zero = angle.cos(), angle.sin(), torch.ones_like(angle), torch.zeros_like(angle)
-    crop = _matrix(width, zero, centre_x, zero, height, centre_y)
-    flip = _matrix(flip_x, zero, zero, zero, flip_y, zero)
-    affine = _matrix(cos, -sin, shift_x, sin, cos, shift_y) @ _matrix(
-        one, shear, zero, zero, one, zero
-    )
-    return (crop @ flip @ affine)[:, :2]
+    crop = _matrix(sides[0], zero, centre[0], zero, sides[1], centre[1])
+    mirror = _matrix(flip[0], zero, zero, zero, flip[1], zero)
+    turn = _matrix(cos, -sin, shift[0], sin, cos, shift[1])
+    slant = _matrix(one, shear, zero, zero, one, zero)
+    return (crop @ mirror @ (turn @ slant))[:, :2]
 
 
 def _matrix(*entries: Tensor) -> Tensor:

@@ -53,7 +53,14 @@ def make_warp(n=2, **changes):
     """The warp matrices (n, 2, 3) of one set of parameters, the rest doing nothing."""
     values = {"width": 1, "height": 1, "centre_x": 0, "centre_y": 0, "flip_x": 1, "flip_y": 1,
               "angle": 0, "shear": 0, "shift_x": 0, "shift_y": 0} | changes  # fmt: skip
-    return compose_warp(**{k: torch.full((n,), float(v)) for k, v in values.items()})
+    return compose({k: torch.full((n,), float(v)) for k, v in values.items()})
+
+
+def compose(p):
+    """`compose_warp` of parameters by name."""
+    pairs = [("width", "height"), ("centre_x", "centre_y"), ("flip_x", "flip_y")]
+    sides, centre, flip = [(p[x], p[y]) for x, y in pairs]
+    return compose_warp(sides, centre, flip, p["angle"], p["shear"], (p["shift_x"], p["shift_y"]))
 
 
 def colour(images, brightness=1.0, contrast=1.0, saturation=1.0, hue=0.0):
@@ -140,7 +147,7 @@ def test_the_composed_warp_takes_a_point_through_every_step():
     )
     a, b = a * p["flip_x"], b * p["flip_y"]
     a, b = p["width"] * a + p["centre_x"], p["height"] * b + p["centre_y"]
-    found = compose_warp(**p) @ torch.tensor([x, y, 1.0], dtype=torch.float64)
+    found = compose(p) @ torch.tensor([x, y, 1.0], dtype=torch.float64)
     torch.testing.assert_close(found, torch.stack([a, b], dim=1))
 
 

@@ -130,9 +130,9 @@ def test_stain_and_warp_shown_are_those_shared():
     matrix = lesson["crop_matrix"](0.5, 0.1, -0.2) @ lesson["affine_matrix"](30.0, shear=5.0)
     one = torch.ones(1)
     side = math.sqrt(0.5) * one
-    shared = augmentation.compose_warp(side, side, 0.1 * one, -0.2 * one, one, one,
-                                       torch.deg2rad(30 * one), torch.deg2rad(5 * one).tan(),
-                                       0 * one, 0 * one)  # fmt: skip
+    turn, slope = torch.deg2rad(30 * one), torch.deg2rad(5 * one).tan()
+    centre, flip, shift = (0.1 * one, -0.2 * one), (one, one), (0 * one, 0 * one)
+    shared = augmentation.compose_warp((side, side), centre, flip, turn, slope, shift)
     torch.testing.assert_close(matrix[None, :2], shared)
     torch.testing.assert_close(lesson["warp"](image, matrix), augmentation.warp(image, shared, 32))
 
