@@ -75,7 +75,8 @@ def main() -> None:
     threshold = explorers.ThresholdExplorer(tiles, rng.random(len(tiles)))
     cam = explorers.GradCamExplorer(networks, tiles, index, 96)
     live = explorers.LiveExplorer(networks, 96, knobs)
-    offered = [value for _, value in cam.tile.options][1:]
+    offered = [value for _, value in cam.chooser.tile.options][1:]
+    scales = [value for _, value in cam.scale.options]
     measured = {
         "tissue": (
             moves(tissue, tissue.sliders["severity"]),
@@ -88,10 +89,13 @@ def main() -> None:
         ),
         "embedding": (moves(embedding, embedding.across), 200),
         "threshold": (moves(threshold, threshold.threshold), 200),
-        "Grad-CAM, another tile": (moves(cam, cam.tile, (offered * 4)[:MOVES]), 400),
+        "Grad-CAM, another tile": (moves(cam, cam.chooser.tile, (offered * 4)[:MOVES]), 400),
         "Grad-CAM, boxes": (moves(cam, cam.threshold), 100),
         "Grad-CAM, opacity": (moves(cam, cam.opacity), 100),
-        "Grad-CAM, colours": (moves(cam, cam.scale, list(cam.scale.options) * (MOVES // 2)), 100),
+        "Grad-CAM, colours": (
+            moves(cam, cam.scale, scales * (MOVES // 2)),
+            100,
+        ),
         "Grad-CAM, live tissue": (
             moves(live, live.sliders["eosin"]),
             400,
@@ -100,7 +104,7 @@ def main() -> None:
     keep_figures("explorers, ms to answer", measured)
     before = resident()
     for k in range(UPDATES):
-        cam.tile.value = offered[k % len(offered)]
+        cam.chooser.tile.value = offered[k % len(offered)]
     keep_figures(f"explorers, {UPDATES} updates", {"growth, MB": (resident() - before, 50)})
     in_browser()
     print(runs.device_name())

@@ -66,7 +66,7 @@ def drawable(text: str) -> str:
 
     A font that has what those in use lack, Chinese for example, is used from here on.
     """
-    fonts = {c: font_with(c) for c in set(text) - {"\n"}}
+    fonts = {c: c.isprintable() and font_with(c) for c in set(text) - {"\n"}}
     families = [*plt.rcParams["font.family"], *filter(None, fonts.values())]
     plt.rcParams["font.family"] = list(dict.fromkeys(families))
     return "".join(c if fonts.get(c, c) else c.encode("unicode_escape").decode() for c in text)
@@ -198,7 +198,7 @@ def slide(image: Array, mask: Array, titles: Names) -> Figure:
     figure, ax = plt.subplots(figsize=(15.5, 15.5 * height / width + 0.45))
     show_tile(ax, image, mask=mask)
     for i, title in enumerate(titles):
-        ax.text((i + 0.5) * height, -8, title, ha="center", va="bottom", fontsize=10)
+        ax.text((i + 0.5) * height, -8, drawable(title), ha="center", va="bottom", fontsize=10)
         ax.axvline(i * height, color="black", linestyle=":", linewidth=1.5 if i else 0)
     return figure
 
@@ -317,7 +317,8 @@ def embedding_axes(
     for c, (name, colour) in enumerate(zip(names, colours, strict=False)):
         dots, look = points[labels == c].T, {"s": 18, "alpha": 0.8, "linewidths": 0}
         ax.scatter(*dots, color=colour, label=drawable(name), **look)
-    ax.set(title=title, xticks=[], yticks=[], xlabel="component 1", ylabel="component 2")
+    ax.set(title=drawable(title), xlabel="component 1", ylabel="component 2")
+    ax.set(xticks=[], yticks=[])
     ax.legend(frameon=False, fontsize=9, markerscale=1.6)
 
 
@@ -550,6 +551,10 @@ def curve_panels(
         ax.set(xlabel=xlabel, ylabel=ylabel)
         ax.tick_params(labelsize=10)
         ax.label_outer()
-    for ax in axes.flat if len({tuple(curves) for curves in panels.values()}) > 1 else axes[:1, -1]:
+    if len({tuple(curves) for curves in panels.values()}) == 1:
+        lines = axes[0, 0].get_legend_handles_labels()
+        figure.legend(*lines, frameon=False, fontsize=10, loc="outside right upper")
+        return figure
+    for ax in axes.flat[: len(panels)]:
         ax.legend(frameon=False, fontsize=9)
     return figure

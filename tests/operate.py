@@ -4,7 +4,8 @@
 def every_control(explorer):
     """Give each control every value there is to choose, a slider its ends; returns how many."""
     moves = 0
-    picks = [b for b in getattr(explorer, "picks", ()) if b.layout.visibility == "visible"]
+    picks = explorer.chooser.picks if hasattr(explorer, "chooser") else ()
+    picks = [button for button in picks if button.layout.visibility == "visible"]
     for control in [*explorer.controls, *picks]:
         moved = "value"
         if hasattr(control, "click"):

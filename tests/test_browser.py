@@ -370,56 +370,50 @@ def threshold_now(page, run, lab):
     return [base_explorer.as_png([metrics, explorers.cell_figure(test, score, 0.48, 0, 0)])]
 
 
-def chosen_tile(page, run):
-    """What `explanation_figure` is to say of the tile chosen, whatever network explains it."""
-    tiles, _ = data.recall(run, "run")
+def heat_of(page, network, tiles, size, cover, look):
+    """What the Grad-CAM explorer should show of the tile chosen, explained by a network."""
     i = list(tiles.ids).index(selected(page, "tile").split(", ")[1])
-    title = f"truth: {tiles.class_names[tiles.labels[i]]}"
-    words = {"class_names": tiles.class_names, "mask": tiles.masks[i]}
-    return tiles, np.array(tiles.images[i]), title, words | {"mask_name": tiles.mask_name}
+    target = tiles.class_names.index(selected(page, "class explained"))
+    asked = target, selected(page, "layer"), cover, selected(page, "method")
+    heat = explorers.explain(network, np.array(tiles.images[i]), size, *asked)
+    title = f"truth: {tiles.class_names[tiles.labels[i]]}\n"
+    about = tiles.masks[i], tiles.mask_name, look
+    return heat, lambda name: explorers.explanation_figure(
+        heat, tiles.class_names, title + name, *about
+    )
 
 
 def grad_cam_at_first(page, run):
     """What the Grad-CAM explorer should show before anything is changed."""
-    _, image, title, words = chosen_tile(page, run)
-    title = f"{title}\n{selected(page, 'network')}"
+    tiles, _ = data.recall(run, "run")
     model, size = classifier(run)
-    figure = explorers.explanation_figure(model, image, size, target=1, title=title, **words)
-    return base_explorer.as_png([figure])
+    _, draw = heat_of(page, model, tiles, size, (0.5, 0.5, 0.0), explorers.Look())
+    return base_explorer.as_png([draw(selected(page, "network"))])
 
 
 def grad_cam_now(page, run, lab):
     """What the Grad-CAM explorer should show, sliders at their ends; and the live one."""
     networks, size = given(lab, "GradCamExplorer", "models size")
-    tiles, image, title, words = chosen_tile(page, run)
+    tiles, _ = data.recall(run, "run")
     listed = next(s for s in page.locator(".widget-dropdown select").all() if describe(s) == "tile")
-    ids = [text.split(", ")[1] for text in options_of(listed)]
-    offered = np.isin(tiles.ids, ids)
-    assert offered.sum() == len(ids) and selected(page, "colours") == "same for all"
-    method, layer = selected(page, "method"), selected(page, "layer")
+    offered = np.isin(tiles.ids, [text.split(", ")[1] for text in options_of(listed)])
+    assert selected(page, "colours") == "same for all"
+    cam, layer = heat_explorer.CAMS[selected(page, "method")], selected(page, "layer")
     target = tiles.class_names.index(selected(page, "class explained"))
-    compared = selected(page, "compare with").removeprefix("network: ")
-    rows, square = [selected(page, "network"), compared], (1.0, 1.0, 0.6)
-    covered = heat_explorer.paint_over(image, square)
-    strip = torch.from_numpy(np.stack([*tiles.images[offered], covered]))
-    top = max(
-        float(
-            heat_explorer.METHODS[method](networks[name], shrink(strip, size), target, layer).max()
-        )
-        for name in rows
-    )
+    inputs = shrink(torch.from_numpy(tiles.images[offered]), size)
+    rows = [selected(page, "network"), selected(page, "compare with").removeprefix("network: ")]
+    ends = [float(cam(networks[name], inputs, target, layer).max()) for name in rows]
+    square = (1.0, 1.0, 0.6)
+    heats = [heat_of(page, networks[n], tiles, size, square, explorers.Look())[0] for n in rows]
+    top = max(*ends, *(float(heat.cells.max()) for heat in heats))
+    look = explorers.Look(threshold=0.9, opacity=1.0, raw=True, top=top)
+    drawn = [heat_of(page, networks[n], tiles, size, square, look)[1](n) for n in rows]
+    target = CLASS_NAMES.index(selected(page, "class explained", 1))
     live = explorers.live_figure(
-        networks[selected(page, "network", 1)], size, at_ends(live_knobs(page)), 7,
-        CLASS_NAMES.index(selected(page, "class explained", 1)), selected(page, "layer", 1),
+        networks[selected(page, "network", 1)], size, at_ends(live_knobs(page)), 7, target,
+        selected(page, "layer", 1),
     )  # fmt: skip
-    figures = [
-        explorers.explanation_figure(
-            networks[name], image, size, target=target, layer=layer, cover=square, method=method,
-            title=f"{title}\n{name}", threshold=0.9, opacity=1.0, raw=True, top=top, **words,
-        )
-        for name in rows
-    ]  # fmt: skip
-    return [base_explorer.as_png(figures), base_explorer.as_png([live])]
+    return [base_explorer.as_png(drawn), base_explorer.as_png([live])]
 
 
 def live_knobs(page):

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from crc_helpers.augmentation import shrink
 from crc_helpers.explanations import hires_cam, layer_cam
 from crc_helpers.explorers.base import THIRDS, fixed_axes, shortened
-from crc_helpers.figures import overlay, show_tile
+from crc_helpers.figures import drawable, overlay, show_tile
 from crc_helpers.grad_cam import boxes, enlarge, grad_cam, last_stage, mass_inside, overlap
 from crc_helpers.models import Classifier, evaluating
 
@@ -106,7 +106,7 @@ def explanation_figure(
         area = mask.mean()
         notes += f"\nheat in the {mask_name}: {inside:.0%} (chance {area:.0%})"
         notes += f" · overlap of its hottest pixels: {both:.2f} (chance {area / (2 - area):.2f})"
-    figure.supxlabel(notes, fontsize=10)
+    figure.supxlabel(drawable(notes), fontsize=10)
     return figure
 
 

@@ -59,7 +59,7 @@ def test_explorers_do_not_grow():
     views = ViewsExplorer(tiles, index, VIEWS["paper"], 64)
     near = EmbeddingExplorer(tiles, {"a": rng.standard_normal((6, 4))}, flat)
     tissue, live = TissueExplorer(["severity"]), LiveExplorer(models, 64, ["severity"])
-    controls = [cam.tile, bar.threshold, heat.temperature, views.again, near.across]
+    controls = [cam.chooser.tile, bar.threshold, heat.temperature, views.again, near.across]
     controls += [tissue.sliders["severity"], live.sliders["severity"]]
     explorers = [cam, bar, heat, views, near, tissue, live]
     drawn = 0
