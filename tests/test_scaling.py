@@ -1,25 +1,30 @@
-"""Several processes are one process with the whole batch; more tiles than memory."""
+"""Several processes are one process with the whole batch."""
 
 import subprocess
 import sys
-from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
+import several_processes
 import torch
+from torch import nn
 
-from crc_helpers import pretraining
-from crc_helpers.runs import only_one
-
-SCRIPT = Path(__file__).with_name("several_processes.py")
+from crc_helpers.pretraining import Contrast, _require_processes
+from crc_helpers.runs import locked
 
 
-def train(out, processes, epochs=1):
-    """Run the script under torchrun and return what each process has left."""
+def start(processes, *arguments):
+    """Run the script under torchrun and return the finished process."""
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    script = [f"--nproc-per-node={processes}", SCRIPT, out, str(epochs), str(processes)]
-    done = subprocess.run([*torchrun, *script], capture_output=True, text=True, timeout=300)
+    script = [f"--nproc-per-node={processes}", several_processes.__file__, *map(str, arguments)]
+    return subprocess.run([*torchrun, *script], capture_output=True, text=True, timeout=300)
+
+
+def train(out, processes, epochs=1, stop=0):
+    """Train in several processes and return what each has left."""
+    done = start(processes, "steps", out, epochs, processes, stop)
     assert done.returncode == 0, done.stderr
+    if stop:
+        return []
     return [torch.load(f"{out}-{rank}.pt", weights_only=True) for rank in range(processes)]
 
 
@@ -48,7 +53,7 @@ def test_several_processes_are_one_with_the_whole_batch(tmp_path, processes):
 @pytest.mark.slow
 def test_a_run_goes_on_with_another_number_of_processes(tmp_path):
     (whole,) = train(tmp_path / "whole", 1, epochs=2)
-    train(tmp_path / "moved", 2, epochs=1)
+    train(tmp_path / "moved", 2, epochs=2, stop=2)
     (moved,) = train(tmp_path / "moved", 1, epochs=2)
     assert_alike(moved["encoder"], whole["encoder"], rtol=0, atol=1e-6)
     assert len(moved["loss"]) == 3  # before training, and two epochs
@@ -56,40 +61,38 @@ def test_a_run_goes_on_with_another_number_of_processes(tmp_path):
 
 @pytest.mark.slow
 def test_lesson_03_goes_on_from_what_two_devices_have_trained(tmp_path):
-    def course(command, *more):
-        argv = [sys.executable, "-m", "crc_helpers", command, "--preset", "ci", "--out", tmp_path]
-        done = subprocess.run([*argv, *more], capture_output=True, text=True, timeout=600)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
-    said = course("pretrain", "--devices", "2")
-    assert said.count("pairs/s") == 2  # two kinds of views, said once and not by each process
-    course("run", "--lessons", "03")
+    done = start(2, "course", "pretrain", "--preset", "ci", "--out", tmp_path, "--devices", "2")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("pairs/s") == 2  # two kinds of views, not said by each process
+    run = [sys.executable, "-m", "crc_helpers", "run", "--preset", "ci", "--lessons", "03"]
+    subprocess.run([*run, "--out", tmp_path], check=True, timeout=600)
     lesson = (tmp_path / "03_contrastive_pretraining.ipynb").read_text(encoding="utf-8")
     assert lesson.count("going on after epoch 1 of 1") == 2
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("held", ["lessons", "damaged", "notes"])
-def test_what_the_first_process_is_refused_ends_all(tmp_path, held):
+def test_what_the_first_process_is_refused_ends_all(tmp_path):
     """One sentence, and no process waits for the first."""
-    if held == "damaged":
-        (tmp_path / "pretraining_tissue.ckpt").write_bytes(b"no checkpoint")
-    if held == "notes":
-        (tmp_path / "made_from.json").write_text("[]")
-    command = [sys.executable, "-m", "crc_helpers", "pretrain", "--preset", "ci", "--devices", "2",
-               "--out", tmp_path, "--set", "VIEWS=[tissue]"]  # fmt: skip
-    with only_one(tmp_path / held):
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 2
-    assert done.stderr.count("crc-course: ") == 1 and "Traceback" not in done.stderr
-    said = {"lessons": "another process is writing", "damaged": "is no checkpoint of this course",
-            "notes": "made_from.json is damaged"}  # fmt: skip
-    assert said[held] in done.stderr
+    with locked(tmp_path / "lessons"):
+        done = start(2, "course", "pretrain", "--preset", "ci", "--devices", "2", "--out", tmp_path)
+    assert done.returncode != 0
+    assert done.stderr.count("crc-course: another process is writing") == 1
 
 
-def test_a_batch_that_the_processes_cannot_share_is_refused(coloured_tiles):
-    odd = SimpleNamespace(world_size=3, device=torch.device("cpu"))
+def test_a_batch_that_the_processes_cannot_share_is_refused():
+    _require_processes(4, 8, Contrast(0.2))
     with pytest.raises(ValueError, match=r"PRETRAIN_BATCH is 8: 3 processes"):
-        pretraining.pretrain(None, None, coloured_tiles, None, odd, size=16, epochs=1, batch=8,
-                             lr=1e-3, temperature=0.2)  # fmt: skip
+        _require_processes(3, 8, Contrast(0.2))
+    with pytest.raises(ValueError, match="NT-Xent is the only objective"):
+        _require_processes(2, 8, nn.Identity())
+
+
+def test_batch_normalisation_of_one_process_is_torchs(monkeypatch):
+    monkeypatch.setattr(several_processes, "all_reduce", lambda x: x)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 1)
+    ours, theirs = several_processes.SynchronisedBatchNorm2d(5), nn.BatchNorm2d(5)
+    x = 3 + 2 * torch.randn(4, 5, 6, 6)
+    for _ in range(2):
+        torch.testing.assert_close(ours(x), theirs(x), atol=1e-5, rtol=1e-5)
+    for name, value in theirs.state_dict().items():
+        torch.testing.assert_close(ours.state_dict()[name], value, atol=1e-5, rtol=1e-5)

@@ -83,7 +83,7 @@ def record(executed: Path) -> dict[str, Any]:
 def is_done(executed: Path, lesson: Path, usual: dict[str, Any], mine: dict[str, Any]) -> bool:
     """Return whether a lesson stands executed without an error, with this code and parameters."""
     noted = record(executed)
-    if not noted or noted["exception"] or not noted["end_time"]:
+    if noted.get("exception") or not noted.get("end_time"):
         return False
     # The folder may have moved.
     was, now = ({**usual, **p, "RUN": ""} for p in (noted["parameters"], mine))

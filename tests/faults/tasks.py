@@ -11,35 +11,34 @@ import numpy as np
 import torch
 from joblib.externals.loky import get_reusable_executor
 from lightning.fabric import Fabric
-from test_data import fake_tiles
 
-from crc_helpers import data
-from crc_helpers import pretraining as pretraining_module
+from crc_helpers import data, runs
 from crc_helpers.augmentation import VIEWS
 from crc_helpers.course import check as data_check
 from crc_helpers.course.cli import main
 from crc_helpers.fine_tuning import fine_tune
-from crc_helpers.models import Classifier, Encoder
-from crc_helpers.pretraining import pretrain_encoder
-from crc_helpers.runs import fingerprint, save_table, save_weights
+from crc_helpers.models import Classifier, Encoder, contrastive_model, save_weights
+from crc_helpers.pretraining import Contrast, Training, pretrain
+from crc_helpers.runs import save_table
 from crc_helpers.sources import store as tile_store
+
+TRAINING = Training(size=16, epochs=6, batch=16, lr=1e-3)
 
 
 def _engine() -> Fabric:
+    runs.SAVE_EVERY = 0
     torch.set_num_threads(1)
     return Fabric(accelerator="cpu", devices=1, precision="32-true")
 
 
 def pretraining(inputs: Path, out: Path) -> None:
     """Lesson 03: a checkpoint and a log an epoch, at the end weights and log."""
-    fabric, tiles = _engine(), fake_tiles(np.arange(48) % 2)
-    object.__setattr__(tiles, "images", tile_store.TileStore(inputs / "store", "images"))
-    encoder, log = pretrain_encoder(
-        tiles, np.arange(48), out, fabric, views="tissue", backbone="resnet8", head="linear",
-        seed=0, size=16, epochs=6, batch=16, lr=1e-3, temperature=0.2,
-    )  # fmt: skip
+    fabric, images = _engine(), tile_store.TileStore(inputs / "store", "images")
+    model, loss = contrastive_model("resnet8", "linear", seed=0), Contrast(0.2, fabric)
+    checkpoint = out / "pretraining_tissue.ckpt"
+    log = pretrain(model, images, VIEWS["tissue"], fabric, TRAINING, loss, checkpoint=checkpoint)
     save_table(out / "pretraining.csv", log.to_dict("records"))
-    save_weights(out / "encoder.safetensors", encoder, size=16, backbone="resnet8")
+    save_weights(out / "encoder.safetensors", model[0], size=16, backbone="resnet8")
 
 
 def fine_tuning(inputs: Path, out: Path) -> None:
@@ -49,9 +48,8 @@ def fine_tuning(inputs: Path, out: Path) -> None:
     torch.manual_seed(0)
     classifier = Classifier(Encoder("resnet8"), 2)
     log = fine_tune(
-        classifier, images.pick(labels >= 0), labels, images[:12], labels[:12], VIEWS["gentle"],
-        fabric, size=16, epochs=6, batch=16, lr=1e-3, seed=0,
-        checkpoint=out / "fine_tuning.ckpt", mark=fingerprint(arm="one"),
+        classifier, (images.pick(labels >= 0), labels), (images[:12], labels[:12]),
+        VIEWS["gentle"], fabric, TRAINING, checkpoint=out / "fine_tuning.ckpt",
     )  # fmt: skip
     save_table(out / "log.csv", log.to_dict("records"))
     save_weights(out / "classifier.safetensors", classifier, size=16)
@@ -77,6 +75,7 @@ def drawing(inputs: Path, out: Path) -> None:
 def commanding(inputs: Path, out: Path) -> None:
     """`crc-course pretrain`, the whole command."""
     torch.set_num_threads(1)
+    runs.SAVE_EVERY = 0
     small = {"N_TILES": 160, "IMAGE_SIZE": 16, "PRETRAIN_EPOCHS": 6, "PRETRAIN_BATCH": 16,
              "VIEWS": '["tissue"]'}  # fmt: skip
     given = [word for name, value in small.items() for word in ("--set", f"{name}={value}")]
@@ -87,13 +86,13 @@ def commanding(inputs: Path, out: Path) -> None:
 
 def hesitating(inputs: Path, out: Path) -> None:
     """`commanding` that rests after each checkpoint, so that there is time to stop it."""
-    save = pretraining_module.save_checkpoint
+    save = runs.Checkpoint.save
 
     def save_and_rest(*arguments, **state):
         save(*arguments, **state)
         time.sleep(2)
 
-    pretraining_module.save_checkpoint = save_and_rest
+    runs.Checkpoint.save = save_and_rest
     commanding(inputs, out)
 
 
