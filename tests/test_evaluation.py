@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from scipy.stats import binomtest
 from sklearn.metrics import (
     accuracy_score,
     balanced_accuracy_score,
@@ -39,11 +38,6 @@ def make_predictions(n=120, classes=2, seed=0, decimals=None):
 # --- The paper's table ---------------------------------------------------------------------------
 
 
-def test_the_papers_counts_give_its_accuracy():
-    assert PAPER_COUNTS.sum(axis=1).tolist() == [99, 99]
-    assert f"{np.trace(PAPER_COUNTS) / PAPER_COUNTS.sum():.2%}" == "85.86%"
-
-
 @pytest.mark.parametrize(
     ("name", "precision", "recall", "f1"),
     [("HP", "86.60%", "84.85%", "85.71%"), ("SSA", "85.15%", "86.87%", "86.00%")],
@@ -54,43 +48,25 @@ def test_the_papers_counts_give_its_classes(name, precision, recall, f1):
     assert row["support"] == 99
 
 
-def test_the_papers_counts_expand_to_its_test_set_and_back():
-    labels, predicted = expand_counts(PAPER_COUNTS)
-    assert len(labels) == 198
-    np.testing.assert_array_equal(confusion_matrix(labels, predicted), PAPER_COUNTS)
-
-
 def test_where_ssa_is_as_rare_as_in_mhist_fewer_calls_of_it_are_right():
     found = precision_at_prevalence(recall=86 / 99, specificity=84 / 99, prevalence=0.314)
     assert f"{found:.1%}" == "72.4%"
 
 
-def test_at_the_tests_own_prevalence_precision_is_what_was_counted():
-    found = precision_at_prevalence(recall=86 / 99, specificity=84 / 99, prevalence=1 / 2)
-    assert found == pytest.approx(86 / 101)
-
-
 # --- Intervals -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("confidence", [0.8, 0.95, 0.99])
-@pytest.mark.parametrize("n", [1, 2, 10, 99, 198, 5000])
-def test_wilson_is_scipys(n, confidence):
-    for k in sorted({0, 1, n // 3, n // 2, n - 1, n}):
-        theirs = binomtest(k, n).proportion_ci(confidence, method="wilson")
-        expected = pytest.approx((theirs.low, theirs.high), abs=1e-12)
-        assert wilson_interval(k, n, confidence) == expected
-
-
-@pytest.mark.parametrize("n", [1, 10, 198, 5000])
-def test_wilson_holds_the_proportion_itself(n):
-    for k in (0, n // 2, n):
-        low, high = wilson_interval(k, n)
-        assert 0 <= low <= k / n <= high <= 1
-
-
-def test_wilson_of_nothing_is_everything():
-    assert wilson_interval(0, 0) == (0, 1)
+@pytest.mark.parametrize(
+    ("k", "n", "low", "high"),
+    [(84, 99, 0.7650, 0.9060), (0, 10, 0, 0.2775), (10, 10, 0.7225, 1), (0, 0, 0, 1)],
+)
+def test_wilson_by_its_formula(k, n, low, high):
+    """The centre is (k + z²/2) / (n + z²), half the width z √(k(n−k)/n + z²/4) / (n + z²)."""
+    z2 = 1.959964**2
+    centre, half = (k + z2 / 2) / (n + z2), np.sqrt(z2 * (k * (n - k) / max(n, 1) + z2 / 4))
+    by_hand = centre - half / (n + z2), centre + half / (n + z2)
+    assert wilson_interval(k, n) == pytest.approx(by_hand, abs=1e-6)
+    assert wilson_interval(k, n) == pytest.approx((low, high), abs=1e-4)
 
 
 @pytest.mark.parametrize(("k", "n"), [(-1, 10), (11, 10), (1, 0), (0, -1)])
@@ -108,14 +84,6 @@ def test_a_bootstrap_repeats_with_its_seed():
     first = bootstrap_interval(statistic, 50, seed=3, samples=200)
     assert first == bootstrap_interval(statistic, 50, seed=3, samples=200)
     assert first != bootstrap_interval(statistic, 50, seed=4, samples=200)
-
-
-def test_a_bootstrap_of_a_mean_has_the_textbook_width():
-    values = np.random.default_rng(0).normal(size=200)
-    low, high = bootstrap_interval(mean_of(values), 200)
-    expected = 2 * 1.96 * values.std() / np.sqrt(200)
-    assert high - low == pytest.approx(expected, rel=0.1)  # 1000 samples know a tail to some 5 %
-    assert (low + high) / 2 == pytest.approx(values.mean(), abs=0.1 * expected)
 
 
 def test_a_bootstrap_covers_as_often_as_it_says():
@@ -165,47 +133,15 @@ def test_a_share_has_wilsons_interval_and_with_slides_a_wider_one():
     assert low < wilson_interval(30, 40)[0] and high == 1
 
 
-def test_a_summary_of_one_slide_is_unsure():
-    labels, predicted, slide = np.array([0, 0, 1, 1]), np.array([0, 1, 1, 1]), np.zeros(4, int)
-    summary = summarise(labels, np.eye(2)[predicted], slide)
-    assert summary["accuracy"]["value"] == 0.75 and np.isnan(summary["accuracy"]["low"])
-    table = per_class(labels, predicted, ("HP", "SSA"), slide)
-    assert np.isnan(table.loc["HP", "recall_low"])
-    assert table.loc["SSA", ["recall_low", "recall_high"]].tolist() == list(wilson_interval(1, 1))
-
-
-def test_samples_where_a_statistic_is_undefined_are_left_out():
-    values = np.arange(10.0)
-
-    def sometimes(index):
-        return float("nan") if 0 in index else float(values[index].mean())
-
-    low, high = bootstrap_interval(sometimes, 10, samples=200)
-    assert 1 <= low < high <= 9
-
-
 # --- Areas ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("decimals", [None, 1])
-def test_the_area_of_two_classes_is_scikit_learns(decimals):
-    labels, probabilities = make_predictions(decimals=decimals)
-    assert macro_auc(labels, probabilities) == pytest.approx(
-        roc_auc_score(labels, probabilities[:, 1]), abs=1e-12
-    )
-
-
-def test_the_area_of_more_classes_is_scikit_learns():
-    labels, probabilities = make_predictions(classes=4)
-    assert macro_auc(labels, probabilities) == pytest.approx(
-        roc_auc_score(labels, probabilities, multi_class="ovr"), abs=1e-12
-    )
-
-
-@pytest.mark.parametrize(("scores", "area"), [([0, 1, 2, 3], 1), ([3, 2, 1, 0], 0), ([1] * 4, 0.5)])
-def test_the_area_of_right_wrong_and_no_order(scores, area):
-    second = np.array(scores) / 3
-    assert macro_auc(np.array([0, 0, 1, 1]), np.stack([1 - second, second], axis=1)) == area
+@pytest.mark.parametrize(("classes", "decimals"), [(2, None), (2, 1), (4, None)])
+def test_the_area_is_scikit_learns(classes, decimals):
+    labels, probabilities = make_predictions(classes=classes, decimals=decimals)  # 1: with ties
+    scores = probabilities if classes > 2 else probabilities[:, 1]
+    expected = roc_auc_score(labels, scores, multi_class="ovr")
+    assert macro_auc(labels, probabilities) == pytest.approx(expected, abs=1e-12)
 
 
 @pytest.mark.parametrize("missing", [0, 1, 2])
@@ -243,16 +179,6 @@ def test_the_values_of_a_summary_are_scikit_learns():
     assert {k: v["value"] for k, v in summary.items()} == pytest.approx(expected)
 
 
-def test_an_accuracy_has_wilsons_interval_and_with_groups_a_bootstrap():
-    labels, predicted = expand_counts(PAPER_COUNTS)
-    alone = summarise(labels, np.eye(2)[predicted])["accuracy"]
-    assert (alone["low"], alone["high"]) == wilson_interval(170, 198)
-    # Slides all right or all wrong, ten tiles each: the interval has to know.
-    groups = np.argsort(np.argsort(labels == predicted, kind="stable"), kind="stable") // 10
-    grouped = summarise(labels, np.eye(2)[predicted], groups)["accuracy"]
-    assert grouped["high"] - grouped["low"] > 2 * (alone["high"] - alone["low"])
-
-
 @pytest.mark.parametrize("right", [True, False])
 def test_all_right_or_all_wrong_on_few_slides_is_not_certain(right):
     labels, groups = np.repeat([0, 1], 40), np.arange(80) // 8  # five slides of each class
@@ -285,24 +211,6 @@ def test_the_numbers_of_a_class_are_scikit_learns(classes):
     np.testing.assert_allclose(table[["precision", "recall", "f1", "support"]].T, theirs)
 
 
-def test_the_intervals_of_a_class_are_wilsons_of_its_own_counts():
-    row = per_class(*expand_counts(PAPER_COUNTS), ("HP", "SSA")).loc["HP"]
-    assert (row["precision_low"], row["precision_high"]) == wilson_interval(84, 97)
-    assert (row["recall_low"], row["recall_high"]) == wilson_interval(84, 99)
-
-
-def test_intervals_of_a_class_over_groups_do_not_shrink_when_tiles_are_repeated():
-    labels, predicted = expand_counts(PAPER_COUNTS)
-    once = per_class(labels, predicted, ("HP", "SSA"), np.arange(198))
-    again = [np.repeat(a, 9) for a in (labels, predicted, np.arange(198))]
-    copied = per_class(*again[:2], ("HP", "SSA"), again[2])
-    naive = per_class(*again[:2], ("HP", "SSA"))
-    for metric in ("precision", "recall"):
-        width = [t[f"{metric}_high"] - t[f"{metric}_low"] for t in (once, copied, naive)]
-        assert (width[1] / width[0]).between(0.9, 1.1).all()
-        assert (width[2] < 0.5 * width[1]).all()
-
-
 def test_a_class_that_is_never_called_has_a_precision_of_zero_about_which_nothing_is_known():
     row = per_class(*expand_counts(np.array([[5, 0], [3, 0]])), ("HP", "SSA")).loc["SSA"]
     assert (row["precision"], row["recall"], row["f1"]) == (0, 0, 0)
@@ -333,25 +241,7 @@ def test_the_calibration_error_by_hand():
     assert expected_calibration_error(labels, probabilities) == pytest.approx(expected)
 
 
-def test_confidence_that_is_kept_has_no_calibration_error():
-    labels = np.array([1, 1, 1, 0])
-    assert expected_calibration_error(labels, binary([0.75] * 4)) == pytest.approx(0)
-
-
-def test_certainty_belongs_to_the_last_bin():
-    assert expected_calibration_error(np.array([1, 0]), binary([1.0, 1.0])) == pytest.approx(0.5)
-
-
 # --- Colour --------------------------------------------------------------------------------------
-
-
-def test_a_plain_tile_has_its_colour_and_no_spread():
-    colour = np.array([200, 100, 50], np.uint8)
-    tile = np.broadcast_to(colour[None, :, None, None], (2, 3, 16, 16))
-    found, level = colour_statistics(tile), colour / 255
-    expected = np.concatenate([level, np.zeros(3), level, level, level])
-    assert found.shape == (2, 15) and found.dtype == np.float64
-    np.testing.assert_allclose(found, np.stack([expected] * 2), atol=1e-6)
 
 
 def test_colour_statistics_are_those_of_every_other_row_and_column():
