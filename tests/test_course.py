@@ -1,5 +1,6 @@
 """The command line, the presets and the files that must agree with each other."""
 
+import copy
 import errno
 import json
 import os
@@ -15,7 +16,7 @@ import pytest
 import torch
 import yaml
 
-from crc_helpers import data, models, pretraining
+from crc_helpers import augmentation, data, models, pretraining, runs
 from crc_helpers.augmentation import VIEWS
 from crc_helpers.course import cli as course_cli
 from crc_helpers.course import doctor
@@ -331,6 +332,32 @@ def test_one_name_is_a_list_of_one(tmp_path):
     parameters = {file: parameters_of(file) for file in lesson_files()}
     settings = course_settings.lesson_settings(given, parameters)
     assert (settings["VIEWS"], settings["FINE_TUNE_LR"]) == (["tissue"], [1e-3])
+
+
+def code_of(lesson):
+    cells = nbformat.read(lesson_files(lesson)[0], as_version=4).cells
+    return [cell.source for cell in cells if cell.cell_type == "code"]
+
+
+def test_papermill_may_give_one_value_for_a_list():
+    for file in lesson_files():
+        for name, usual in parameters_of(file).items():
+            if isinstance(usual, list):
+                lines = "\n".join(code_of(file.name[:2])).splitlines()
+                found = {name: usual[0], "runs": runs}
+                exec(next(line for line in lines if line.startswith(f"{name} = runs.")), found)
+                assert found[name] == usual[:1]
+
+
+def test_lesson_04_shows_its_loop_on_few_tiles(capsys):
+    (cell,) = [source for source in code_of("04") if "def train_one_epoch" in source]
+    given = {"models": models, "pretraining": pretraining, "augmentation": augmentation, "np": np,
+             "torch": torch, "F": torch.nn.functional, "copy": copy, "CLASSES": 2, "SIZE": 16,
+             "SEED": 0, "FINE_TUNE_BATCH": 4, "FINE_TUNE_VIEWS": "gentle",
+             "encoder": models.Encoder("resnet8"), "labels": np.arange(12) % 2,
+             "images": np.zeros((12, 3, 16, 16), np.uint8)}  # fmt: skip
+    exec(cell, given)
+    assert "first and last of 3 steps" in capsys.readouterr().out
 
 
 def test_a_size_that_a_backbone_does_not_take_is_said_before_anything_trains(
