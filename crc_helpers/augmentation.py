@@ -47,9 +47,19 @@ class Views:
 # The paper names its transforms but no strengths; these are common ones for each. It has neither
 # 90-degree turns nor stain jitter.
 PAPER = Views(
-    crop=(0.3, 1.0), turn=False, rotate=17.0, translate=0.05, shear=5.0, brightness=0.4,
-    contrast=0.4, saturation=0.4, hue=0.05, stain=0.0, grayscale=0.0, blur=0.5,
-)  # fmt: skip
+    crop=(0.3, 1.0),
+    turn=False,
+    rotate=17.0,
+    translate=0.05,
+    shear=5.0,
+    brightness=0.4,
+    contrast=0.4,
+    saturation=0.4,
+    hue=0.05,
+    stain=0.0,
+    grayscale=0.0,
+    blur=0.5,
+)
 TISSUE = Views()  # what works on H&E: turns, stain jitter, rare grey, gentle crops
 # For fine-tuning: all that surely keeps the diagnosis, nothing that costs detail.
 GENTLE = replace(TISSUE, crop=(0.6, 1.0), stain=0.2, grayscale=0.0, blur=0.0)
@@ -106,9 +116,13 @@ def draw_parameters(n: int, views: Views, generator: torch.Generator) -> Paramet
     sigma = uniform(*views.blur_sigma).masked_fill(~chance(views.blur), 0)
     return Parameters(
         warp=compose_warp(sides, centre, flip, angle, shear, shift),
-        stain=stain, brightness=factor(views.brightness), contrast=factor(views.contrast),
-        saturation=saturation, hue=2 * math.pi * uniform(-views.hue, views.hue), sigma=sigma,
-    )  # fmt: skip
+        stain=stain,
+        brightness=factor(views.brightness),
+        contrast=factor(views.contrast),
+        saturation=saturation,
+        hue=2 * math.pi * uniform(-views.hue, views.hue),
+        sigma=sigma,
+    )
 
 
 def compose_warp(sides, centre, flip, angle, shear, shift) -> Tensor:

@@ -62,9 +62,13 @@ def fine_tune(
     steps = training.epochs * training.require(len(train[0]), "FINE_TUNE")
     kept = None
     if checkpoint:
-        mark = fingerprint(training=vars(training), views=vars(views), start=state_hash(classifier),
-                           tiles=[content_hash(x) for x in (*train, *val)],
-                           losses=[str(loss) for loss in losses])  # fmt: skip
+        mark = fingerprint(
+            training=vars(training),
+            views=vars(views),
+            start=state_hash(classifier),
+            tiles=[content_hash(x) for x in (*train, *val)],
+            losses=[str(loss) for loss in losses],
+        )
         kept = Checkpoint(checkpoint, mark)
     optim, schedule = make_optimizer(classifier, training.optimizer, training.lr, steps)
     model, optim = fabric.setup(classifier.to(memory_format=torch.channels_last), optim)

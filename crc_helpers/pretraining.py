@@ -234,8 +234,13 @@ def pretrain(
     _require_processes(fabric.world_size, training.batch, objective)
     kept = None
     if checkpoint:
-        mark = fingerprint(training=vars(training), views=vars(views), images=content_hash(images),
-                           start=state_hash(model), objective=_name(objective))  # fmt: skip
+        mark = fingerprint(
+            training=vars(training),
+            views=vars(views),
+            images=content_hash(images),
+            start=state_hash(model),
+            objective=_name(objective),
+        )
         kept = Checkpoint(checkpoint, mark)
     if fabric.world_size > 1:
         model = synchronise_statistics(model, fabric.device)

@@ -75,9 +75,15 @@ def steps(out: Path, epochs: int, devices: int, stop: int = 0) -> None:
     loss = pretraining.Contrast(0.2, fabric)
     try:
         log = pretraining.pretrain(
-            model, tiles, VIEWS["tissue"], fabric, training, loss, monitor=monitor,
+            model,
+            tiles,
+            VIEWS["tissue"],
+            fabric,
+            training,
+            loss,
+            monitor=monitor,
             checkpoint=out.with_suffix(".ckpt"),
-        )  # fmt: skip
+        )
     except (RuntimeError, SystemExit):
         if not stop:
             raise
@@ -86,9 +92,15 @@ def steps(out: Path, epochs: int, devices: int, stop: int = 0) -> None:
     if head.layers.weight.grad is not None:
         pairs = [*encoder.named_parameters(), *head.named_parameters()]
         state["gradient"] = {name: p.grad for name, p in pairs}
-    torch.save(state | {"loss": log["loss"].tolist(), "world": fabric.world_size,
-                "asked": log.get("asked_in_process", pd.Series()).tolist()},
-               f"{out}-{fabric.global_rank}.pt")  # fmt: skip
+    torch.save(
+        state
+        | {
+            "loss": log["loss"].tolist(),
+            "world": fabric.world_size,
+            "asked": log.get("asked_in_process", pd.Series()).tolist(),
+        },
+        f"{out}-{fabric.global_rank}.pt",
+    )
 
 
 if __name__ == "__main__":

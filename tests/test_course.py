@@ -102,12 +102,24 @@ def test_data_check_reports_and_draws(tmp_path, capsys, monkeypatch):
     assert Image.open(sheet).size[0] > 100
 
 
-@pytest.mark.parametrize(("error", "words"), [
-    (OSError("a shard has been removed: load the tiles again"), "load the tiles again; the same"),
-    (OSError(errno.ENOSPC, "No space left on device", "a\x1b.csv"), "a\\x1b.csv': make room, or"),
-    (OSError(errno.ENOENT, "No such file or directory", "a.csv"), "'a.csv'; the same command"),
-    (MemoryError("Unable to allocate 7.28 TiB"), "not enough memory (Unable to allocate 7.28 TiB)"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (
+            OSError("a shard has been removed: load the tiles again"),
+            "load the tiles again; the same",
+        ),
+        (
+            OSError(errno.ENOSPC, "No space left on device", "a\x1b.csv"),
+            "a\\x1b.csv': make room, or",
+        ),
+        (OSError(errno.ENOENT, "No such file or directory", "a.csv"), "'a.csv'; the same command"),
+        (
+            MemoryError("Unable to allocate 7.28 TiB"),
+            "not enough memory (Unable to allocate 7.28 TiB)",
+        ),
+    ],
+)
 def test_what_the_system_refuses_is_said_with_its_own_advice(error, words, capsys, monkeypatch):
     def fail(_arguments):
         raise error
@@ -267,8 +279,17 @@ def executed(monkeypatch):
 
 
 def test_a_lesson_runs_again_where_the_data_has_changed(folder_of_tiles, tmp_path, executed):
-    command = ["run", "--lessons", "01", "--data", "folder", "--data-root", str(folder_of_tiles),
-               "--out", str(tmp_path / "run")]  # fmt: skip
+    command = [
+        "run",
+        "--lessons",
+        "01",
+        "--data",
+        "folder",
+        "--data-root",
+        str(folder_of_tiles),
+        "--out",
+        str(tmp_path / "run"),
+    ]
     assert main(command) == main(command) == 0 and executed == ["01"]
     seen = data.load_tiles("folder", folder_of_tiles).digest
     save_json(tmp_path / "run" / "data.json", {"digest": seen})
@@ -318,10 +339,16 @@ def test_a_lesson_before_those_asked_for_must_have_the_same_parameters(tmp_path,
     assert "IMAGE_SIZE=64, and now it is 32: run that lesson too" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("given", "found"), [
-    ("[0, 1]", ["0", "1"]), ("[no,yes]", ["no", "yes"]), ("('HP', 'SSA')", ["HP", "SSA"]),
-    ("[HP, SSA]", ["HP", "SSA"]), ("all", "all"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [
+        ("[0, 1]", ["0", "1"]),
+        ("[no,yes]", ["no", "yes"]),
+        ("('HP', 'SSA')", ["HP", "SSA"]),
+        ("[HP, SSA]", ["HP", "SSA"]),
+        ("all", "all"),
+    ],
+)
 def test_names_of_classes_are_text(given, found):
     settings = read_settings("class", [f"CLASSES={given}"], {"CLASSES"})
     assert settings["CLASSES"] in (found, tuple(found))
@@ -351,11 +378,23 @@ def test_papermill_may_give_one_value_for_a_list():
 
 def test_lesson_04_shows_its_loop_on_few_tiles(capsys):
     (cell,) = [source for source in code_of("04") if "def train_one_epoch" in source]
-    given = {"models": models, "pretraining": pretraining, "augmentation": augmentation, "np": np,
-             "torch": torch, "F": torch.nn.functional, "copy": copy, "CLASSES": 2, "SIZE": 16,
-             "SEED": 0, "FINE_TUNE_BATCH": 4, "FINE_TUNE_VIEWS": "gentle",
-             "encoder": models.Encoder("resnet8"), "labels": np.arange(12) % 2,
-             "images": np.zeros((12, 3, 16, 16), np.uint8)}  # fmt: skip
+    given = {
+        "models": models,
+        "pretraining": pretraining,
+        "augmentation": augmentation,
+        "np": np,
+        "torch": torch,
+        "F": torch.nn.functional,
+        "copy": copy,
+        "CLASSES": 2,
+        "SIZE": 16,
+        "SEED": 0,
+        "FINE_TUNE_BATCH": 4,
+        "FINE_TUNE_VIEWS": "gentle",
+        "encoder": models.Encoder("resnet8"),
+        "labels": np.arange(12) % 2,
+        "images": np.zeros((12, 3, 16, 16), np.uint8),
+    }
     exec(cell, given)
     assert "first and last of 3 steps" in capsys.readouterr().out
 
@@ -423,15 +462,21 @@ def test_clean_keeps_the_parameters_cell_and_drops_what_changes():
         cells=[
             new.new_code_cell("A = 1", metadata={"tags": ["parameters"], "papermill": {"x": 1}}),
             new.new_code_cell("A = 2", metadata={"tags": ["injected-parameters"]}),
-            new.new_code_cell("print(A)", execution_count=3, outputs=[
-                new.new_output("stream", name="stdout", text="/somewhere/run/file.csv\n"),
-                new.new_output("stream", name="stderr", text="50%"),
-                new.new_output("display_data", {"text/html": '<th id="T_0a1b2_row0">',
-                                                "text/plain": "<Styler at 0x7f01>"}),
-            ]),
+            new.new_code_cell(
+                "print(A)",
+                execution_count=3,
+                outputs=[
+                    new.new_output("stream", name="stdout", text="/somewhere/run/file.csv\n"),
+                    new.new_output("stream", name="stderr", text="50%"),
+                    new.new_output(
+                        "display_data",
+                        {"text/html": '<th id="T_0a1b2_row0">', "text/plain": "<Styler at 0x7f01>"},
+                    ),
+                ],
+            ),
         ],
         metadata={"widgets": {"state": 1}},
-    )  # fmt: skip
+    )
     cleaned = publish.clean(executed, source, "/somewhere/run")
     assert [c.source for c in cleaned.cells] == ["A = 1", "print(A)"]
     assert [c.execution_count for c in cleaned.cells] == [1, 2]
@@ -454,9 +499,14 @@ def test_paper_preset_starts_steps_and_checkpoints(tmp_path):
     views, fabric = VIEWS[p["VIEWS"][0]], make_fabric(0)
     training = pretraining.Training(p["IMAGE_SIZE"], 1, 2, p["PRETRAIN_LR"], p["OPTIMIZER"])
     log = pretraining.pretrain(
-        model, tiles, views, fabric, training, pretraining.Contrast(p["TEMPERATURE"], fabric),
+        model,
+        tiles,
+        views,
+        fabric,
+        training,
+        pretraining.Contrast(p["TEMPERATURE"], fabric),
         checkpoint=tmp_path / "pretraining.ckpt",
-    )  # fmt: skip
+    )
     assert np.isfinite(log["loss"]).all() and list(tmp_path.glob("pretraining_*.ckpt"))
 
 
@@ -477,9 +527,12 @@ def test_pretrain_names_the_devices_there_are(tmp_path, monkeypatch, capsys):
 
 @pytest.mark.parametrize(
     ("said", "devices", "nodes"),
-    [({}, 1, 1), ({"LOCAL_WORLD_SIZE": "4"}, 4, 1),
-     ({"LOCAL_WORLD_SIZE": "4", "WORLD_SIZE": "8"}, 4, 2)],
-)  # fmt: skip
+    [
+        ({}, 1, 1),
+        ({"LOCAL_WORLD_SIZE": "4"}, 4, 1),
+        ({"LOCAL_WORLD_SIZE": "4", "WORLD_SIZE": "8"}, 4, 2),
+    ],
+)
 def test_pretrain_counts_the_devices_that_a_launcher_has_started(monkeypatch, said, devices, nodes):
     for name in ("LOCAL_WORLD_SIZE", "WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)

@@ -163,8 +163,12 @@ def test_a_finished_run_is_not_trained_again(tiles, fabric, tmp_path):
 def test_other_settings_labels_or_starts_have_a_state_of_their_own(tiles, fabric, tmp_path):
     images, labels = tiles
     kept = {"checkpoint": tmp_path / "run.ckpt", "epochs": 2}
-    for of, change in ((tiles, {}), (tiles, {"seed": 5}), ((images, 1 - labels), {}),
-                       (tiles, {"start": 9})):  # fmt: skip
+    for of, change in (
+        (tiles, {}),
+        (tiles, {"seed": 5}),
+        ((images, 1 - labels), {}),
+        (tiles, {"start": 9}),
+    ):
         found = train(of, fabric, **kept, **change)
         assert_same(found, train(of, fabric, epochs=2, **change))
     assert len(list(tmp_path.glob("run_*.ckpt"))) == 4
@@ -307,5 +311,6 @@ def test_a_probe_as_last_layer_says_what_the_probe_says(fabric, classes):
     features = embed(encoder, images, 16, fabric)
     probe = linear_probe(features, labels, features, labels)
     classifier = probe_classifier(encoder, probe)
-    np.testing.assert_allclose(predict(classifier, images, 16, fabric),
-                               probe.predict_proba(features.numpy()), atol=1e-5)  # fmt: skip
+    np.testing.assert_allclose(
+        predict(classifier, images, 16, fabric), probe.predict_proba(features.numpy()), atol=1e-5
+    )

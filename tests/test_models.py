@@ -23,10 +23,13 @@ def encoder():
 @pytest.mark.parametrize(
     ("name", "dim"),
     [
-        ("resnet8", 256), ("resnet18", 512), ("resnet50", 2048),
-        ("resnet10t", 512), ("mobilenetv3_small_050", 1024),  # of timm
+        ("resnet8", 256),
+        ("resnet18", 512),
+        ("resnet50", 2048),
+        ("resnet10t", 512),
+        ("mobilenetv3_small_050", 1024),  # of timm
     ],
-)  # fmt: skip
+)
 def test_an_encoder_gives_one_feature_vector_an_image(name, dim):
     encoder = Encoder(name).eval()
     assert encoder.dim == dim

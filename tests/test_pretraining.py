@@ -169,10 +169,12 @@ def test_uniformity_by_hand(rows, expected):
         (torch.tensor([[1.0, 2], [2, 4], [3, 6]]), 1.0),  # collapse to a line
         (torch.cat([UNIT, -UNIT]), 4.0),  # as far as four dimensions go
         # Singular values in the proportion 3 to 1.
-        (torch.tensor([[3.0, 0], [-3, 0], [0, 1], [0, -1]]),
-         math.exp(-0.75 * math.log(0.75) - 0.25 * math.log(0.25))),
+        (
+            torch.tensor([[3.0, 0], [-3, 0], [0, 1], [0, -1]]),
+            math.exp(-0.75 * math.log(0.75) - 0.25 * math.log(0.25)),
+        ),
     ],
-)  # fmt: skip
+)
 def test_effective_rank_by_hand(rows, expected):
     assert effective_rank(rows) == pytest.approx(expected, abs=1e-6)
     assert effective_rank(10 * rows + 5) == pytest.approx(expected, abs=1e-5)
@@ -415,8 +417,15 @@ def test_the_schedule_steps_once_a_batch(coloured_tiles, fabric):
 
 def test_the_loss_falls_on_tiles_that_differ(coloured_tiles, fabric):
     # Gentle views keep a tile's colour, which is all there is to tell these tiles apart.
-    _, log = train(coloured_tiles, fabric, views="gentle", optimizer="adamw-one-cycle",
-                   epochs=16, batch=16, lr=1e-3)  # fmt: skip
+    _, log = train(
+        coloured_tiles,
+        fabric,
+        views="gentle",
+        optimizer="adamw-one-cycle",
+        epochs=16,
+        batch=16,
+        lr=1e-3,
+    )
     assert log["loss"].iloc[-3:].mean() < 0.6 * log["loss"].iloc[0]
     assert floor_loss(16, 0.2) < log["loss"].min() and log["loss"].max() < chance_loss(16)
 

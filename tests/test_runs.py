@@ -104,8 +104,11 @@ def test_a_file_hash_is_its_sha_256(tmp_path):
 def test_a_fingerprint_knows_values_and_not_their_order():
     first = fingerprint(a=1, b=[1, 2], c={"x": 1, "y": 2})
     assert first == fingerprint(c={"y": 2, "x": 1}, b=[1, 2], a=1)
-    others = [fingerprint(a=2, b=[1, 2], c={"x": 1, "y": 2}), fingerprint(a=1, b=[2, 1]),
-              fingerprint(a=1, b=[1, 2])]  # fmt: skip
+    others = [
+        fingerprint(a=2, b=[1, 2], c={"x": 1, "y": 2}),
+        fingerprint(a=1, b=[2, 1]),
+        fingerprint(a=1, b=[1, 2]),
+    ]
     assert len({first, *others}) == 4
 
 
@@ -126,9 +129,9 @@ def test_a_run_folder_counts_from_the_checkout(tmp_path, monkeypatch):
 
 
 def test_a_lock_is_held_by_one(tmp_path):
+    second = locked(tmp_path / "a")
     with locked(tmp_path / "a"), pytest.raises(RunError, match="another process is writing"):
-        with locked(tmp_path / "a"):
-            pass
+        second.__enter__()
     with locked(tmp_path / "a"):
         pass
 
@@ -266,8 +269,14 @@ def test_the_engine_uses_bf16_where_it_is_fast(monkeypatch, fast, precision):
 
 def test_one_device_is_made_without_asking_slurm(monkeypatch):
     """A notebook server that SLURM started with four tasks leaves these variables."""
-    for name, value in {"NTASKS": "4", "JOB_NAME": "hub", "JOB_ID": "1", "PROCID": "0",
-                        "LOCALID": "0", "NODEID": "0"}.items():  # fmt: skip
+    for name, value in {
+        "NTASKS": "4",
+        "JOB_NAME": "hub",
+        "JOB_ID": "1",
+        "PROCID": "0",
+        "LOCALID": "0",
+        "NODEID": "0",
+    }.items():
         monkeypatch.setenv(f"SLURM_{name}", value)
     assert make_fabric(0).world_size == 1
 

@@ -53,20 +53,28 @@ def _pretrain(p: dict[str, Any], run: Path, tiles: data.Tiles, fabric: Any) -> N
     decided = {"root": p["DATA_ROOT"], "classes": p["CLASSES"], "n": p["N_TILES"]} | shares
     on_first_rank(lambda: data.remember(run, tiles, parts, scheme=p["SPLIT"], **decided))
     training = pretraining.Training(
-        p["IMAGE_SIZE"], p["PRETRAIN_EPOCHS"], p["PRETRAIN_BATCH"], p["PRETRAIN_LR"],
-        p["OPTIMIZER"], p["SEED"],
-    )  # fmt: skip
+        p["IMAGE_SIZE"],
+        p["PRETRAIN_EPOCHS"],
+        p["PRETRAIN_BATCH"],
+        p["PRETRAIN_LR"],
+        p["OPTIMIZER"],
+        p["SEED"],
+    )
     monitor = pretraining.make_monitor(
         tiles, *data.watched(tiles, parts, p["SEED"]), training.size, training.epochs, fabric
     )
     images = tiles.images.pick(parts.pretraining)
     for name in p["VIEWS"]:
         log = pretraining.pretrain(
-            contrastive_model(p["BACKBONE"], p["HEAD"], p["SEED"]), images,
-            augmentation.VIEWS[name], fabric, training,
+            contrastive_model(p["BACKBONE"], p["HEAD"], p["SEED"]),
+            images,
+            augmentation.VIEWS[name],
+            fabric,
+            training,
             pretraining.Contrast(p["TEMPERATURE"], fabric),
-            checkpoint=run / f"pretraining_{name}.ckpt", monitor=monitor,
-        )  # fmt: skip
+            checkpoint=run / f"pretraining_{name}.ckpt",
+            monitor=monitor,
+        )
         fabric.print(
             f"{name} views: loss {log['loss'].iloc[-1]:.3f} after epoch {training.epochs},"
             f" {log['pairs_per_second'].iloc[-1]:.0f} pairs/s"

@@ -9,6 +9,12 @@ import nbformat
 
 from crc_helpers.runs import ROOT
 
+OWN_RUN = (
+    "> **A run of its own**, with {}. The printed numbers and the figures are this run's. The text"
+    " (*What to see*) describes the run that the course is published with: its numbers are others,"
+    " and so may be what there is to see."
+)
+
 
 def drop_widgets(notebook: Any) -> Any:
     """Take progress bars and explorers out, dead without a kernel; a still picture is beside each.
@@ -34,10 +40,7 @@ def page(notebook: Path, changed: dict[str, Any] | None = None) -> str:
     if changed:
         said = (f"{name} = {value!r}".replace("`", "'") for name, value in changed.items())
         settings = ", ".join(f"`{one}`" for one in said)
-        content.cells.insert(0, nbformat.v4.new_markdown_cell(
-            f"> **A run of its own**, with {settings}. The printed numbers and the figures are this"
-            " run's. The text (*What to see*) describes the run that the course is published with:"
-            " its numbers are others, and so may be what there is to see."))  # fmt: skip
+        content.cells.insert(0, nbformat.v4.new_markdown_cell(OWN_RUN.format(settings)))
     remote = ("require_js_url", "mermaid_js_url", "mermaid_layout_elk_js_url", "jquery_url")
     exporter = HTMLExporter(embed_images=True, **dict.fromkeys(remote, ""))
     html, _ = exporter.from_notebook_node(

@@ -36,8 +36,9 @@ def run(arguments: argparse.Namespace) -> int:
         seconds = {f.stem: m["duration"] for f in lesson_files() if (m := record(out / f.name))}
         if (out / "metrics.json").is_file():
             metrics = read_json(out / "metrics.json")
-            save_json(out / "metrics.json",
-                      metrics | {"preset": arguments.preset, "seconds": seconds})  # fmt: skip
+            save_json(
+                out / "metrics.json", metrics | {"preset": arguments.preset, "seconds": seconds}
+            )
             print(f"Numbers are in {out / 'metrics.json'}.")
     total = sum(seconds.values()) / 60
     print(f"The lessons took {total:.1f} minutes. Open {out / lessons[0].stem}.html to read.")
@@ -53,8 +54,10 @@ def _run(lessons: list[Path], usual: dict[Path, dict], settings: dict[str, Any],
         if file not in lessons:
             _require_same(out / file.name, usual[file], mine)
         elif not again and is_done(out / file.name, file, usual[file], mine):
-            print(f"{file.stem}: done before with these parameters, skipped"
-                  f" (delete {out / file.name} to run it again)")  # fmt: skip
+            print(
+                f"{file.stem}: done before with these parameters, skipped"
+                f" (delete {out / file.name} to run it again)"
+            )
         else:
             again = True
             if status := _execute(file, out, mine, changed):
@@ -114,10 +117,15 @@ def _execute(file: Path, out: Path, parameters: dict[str, Any], changed: dict[st
     failed = out / f"{file.stem}.failed.ipynb"  # what succeeded before is kept
     try:
         papermill.execute_notebook(
-            file, unfinished, parameters, cwd=str(NOTEBOOKS), kernel_name="python3",
-            progress_bar={"desc": file.stem}, start_timeout=180,
+            file,
+            unfinished,
+            parameters,
+            cwd=str(NOTEBOOKS),
+            kernel_name="python3",
+            progress_bar={"desc": file.stem},
+            start_timeout=180,
             extra_arguments=["--IPKernelApp.log_level=50"],  # no tracebacks of a stopped kernel
-        )  # fmt: skip
+        )
     except papermill.PapermillExecutionError as error:
         unfinished.replace(failed)
         if error.ename == "KeyboardInterrupt":

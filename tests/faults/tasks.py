@@ -48,9 +48,14 @@ def fine_tuning(inputs: Path, out: Path) -> None:
     torch.manual_seed(0)
     classifier = Classifier(Encoder("resnet8"), 2)
     log = fine_tune(
-        classifier, (images.pick(labels >= 0), labels), (images[:12], labels[:12]),
-        VIEWS["gentle"], fabric, TRAINING, checkpoint=out / "fine_tuning.ckpt",
-    )  # fmt: skip
+        classifier,
+        (images.pick(labels >= 0), labels),
+        (images[:12], labels[:12]),
+        VIEWS["gentle"],
+        fabric,
+        TRAINING,
+        checkpoint=out / "fine_tuning.ckpt",
+    )
     save_table(out / "log.csv", log.to_dict("records"))
     save_weights(out / "classifier.safetensors", classifier, size=16)
 
@@ -76,8 +81,13 @@ def commanding(inputs: Path, out: Path) -> None:
     """`crc-course pretrain`, the whole command."""
     torch.set_num_threads(1)
     runs.SAVE_EVERY = 0
-    small = {"N_TILES": 160, "IMAGE_SIZE": 16, "PRETRAIN_EPOCHS": 6, "PRETRAIN_BATCH": 16,
-             "VIEWS": '["tissue"]'}  # fmt: skip
+    small = {
+        "N_TILES": 160,
+        "IMAGE_SIZE": 16,
+        "PRETRAIN_EPOCHS": 6,
+        "PRETRAIN_BATCH": 16,
+        "VIEWS": '["tissue"]',
+    }
     given = [word for name, value in small.items() for word in ("--set", f"{name}={value}")]
     if status := main(["pretrain", "--preset", "ci", "--out", str(out), *given]):
         raise SystemExit(status)
@@ -99,8 +109,19 @@ def hesitating(inputs: Path, out: Path) -> None:
 def running(inputs: Path, out: Path, lessons: str = "01") -> None:
     """`crc-course run`: papermill, kernels, the cache that they fill, pages."""
     os.environ["CRC_HELPERS_CACHE"] = str(out / "cache")
-    if status := main(["run", "--preset", "ci", "--lessons", lessons, "--out", str(out / "run"),
-                       "--set", "N_TILES=48"]):  # fmt: skip
+    if status := main(
+        [
+            "run",
+            "--preset",
+            "ci",
+            "--lessons",
+            lessons,
+            "--out",
+            str(out / "run"),
+            "--set",
+            "N_TILES=48",
+        ]
+    ):
         raise SystemExit(status)
     _dismiss()
 

@@ -28,8 +28,7 @@ from crc_helpers.sources import store as tile_store
 FULL = bool(os.environ.get("CRC_FAULTS"))  # `make test-faults`
 KILLS = 14 if FULL else 2  # of each task
 RUN_KILLS = 5 if FULL else 1  # of `crc-course run`, which takes its time
-TASKS = [tasks.pretraining, tasks.fine_tuning, tasks.caching, tasks.drawing,
-         tasks.commanding]  # fmt: skip
+TASKS = [tasks.pretraining, tasks.fine_tuning, tasks.caching, tasks.drawing, tasks.commanding]
 CLOCK = ["seconds", "pairs_per_second"]  # the columns that no two runs share
 
 KILLED: list[int] = []
@@ -68,12 +67,18 @@ def run(task, *arguments, kill_after=None):
 
 
 READERS = {
-    ".csv": pd.read_csv, ".json": lambda f: json.loads(f.read_text()), ".npy": np.load,
-    ".ckpt": functools.partial(torch.load, weights_only=True), ".safetensors": load_file,
-    ".png": lambda f: Image.open(f).load(), ".jpg": lambda f: Image.open(f).load(),
-    ".txt": lambda f: f.read_text(), ".bin": lambda f: f.read_bytes(),
-    ".html": lambda f: f.read_text().index("</html>"), ".ipynb": lambda f: nbformat.read(f, 4),
-}  # fmt: skip
+    ".csv": pd.read_csv,
+    ".json": lambda f: json.loads(f.read_text()),
+    ".npy": np.load,
+    ".ckpt": functools.partial(torch.load, weights_only=True),
+    ".safetensors": load_file,
+    ".png": lambda f: Image.open(f).load(),
+    ".jpg": lambda f: Image.open(f).load(),
+    ".txt": lambda f: f.read_text(),
+    ".bin": lambda f: f.read_bytes(),
+    ".html": lambda f: f.read_text().index("</html>"),
+    ".ipynb": lambda f: nbformat.read(f, 4),
+}
 
 
 def whole_archive(path):
@@ -182,8 +187,12 @@ def test_the_kills_have_met_their_tasks_alive():
 # --- full disks, folders that vanish, two at once ------------------------------------------------
 
 
-LIMITS = [(task, limit) for task in TASKS[:5] for limit in (1000, 100_000, 1_000_000)
-          if FULL or task is not tasks.drawing or limit == 100_000]  # fmt: skip
+LIMITS = [
+    (task, limit)
+    for task in TASKS[:5]
+    for limit in (1000, 100_000, 1_000_000)
+    if FULL or task is not tasks.drawing or limit == 100_000
+]
 
 
 @pytest.mark.parametrize(("task", "limit"), LIMITS, ids=lambda v: getattr(v, "__name__", v))
@@ -200,12 +209,17 @@ def test_a_full_disk_ends_in_a_sentence_and_can_be_gone_on_from(task, limit, inp
     assert results(out) == whole(task, inputs, inputs / "whole" / task.__name__)[0]
 
 
-@pytest.mark.parametrize("write", [
-    lambda path: runs.save_json(path / "a.json", {}), lambda path: runs.run_folder(path / "run"),
-    lambda path: runs.save_table(path / "a.csv", []), lambda path: locked(path / "a").__enter__(),
-    lambda path: runs.Checkpoint(path / "a.ckpt", "mark").save(True),
-    lambda path: save_weights(path / "a.safetensors", torch.nn.Linear(1, 1)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda path: runs.save_json(path / "a.json", {}),
+        lambda path: runs.run_folder(path / "run"),
+        lambda path: runs.save_table(path / "a.csv", []),
+        lambda path: locked(path / "a").__enter__(),
+        lambda path: runs.Checkpoint(path / "a.ckpt", "mark").save(True),
+        lambda path: save_weights(path / "a.safetensors", torch.nn.Linear(1, 1)),
+    ],
+)
 @pytest.mark.parametrize("where", ["/proc/no", "a file"])
 def test_a_folder_that_cannot_be_written_is_said(write, where, tmp_path):
     (tmp_path / "file").write_text("")
