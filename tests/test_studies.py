@@ -57,7 +57,7 @@ def counted():
     def plan(seeds):
         return common.rows_of(seeds, arm=("a", "bb"))
 
-    return common.Study("counted", plan, row), calls
+    return common.Study("counted", plan, row, SMALL), calls
 
 
 def test_rows_that_are_there_are_not_measured_again(counted, tmp_path, monkeypatch):
@@ -76,8 +76,8 @@ def test_rows_that_are_there_are_not_measured_again(counted, tmp_path, monkeypat
 def test_rows_of_another_recipe_are_not_mixed(counted, tmp_path):
     study, calls = counted
     common.measure(study, seeds=1, folder=tmp_path)
-    with pytest.raises(RunError, match=r"synthetic.csv holds rows .*nothing; now: size 32, head m"):
-        other = claims.Recipe(size=32, head="mlp")
+    with pytest.raises(RunError, match=r"synthetic.csv holds rows .*nothing; now: size 48, head m"):
+        other = replace(SMALL, size=48, head="mlp")
         common.measure(study, seeds=1, folder=tmp_path, recipe=other)
     assert len(calls) == 2
 
@@ -107,7 +107,9 @@ def test_what_is_measured_is_on_disk_when_the_next_row_fails(tmp_path):
             raise FloatingPointError("no number")
         return {"value": 1.0}
 
-    failing = common.Study("failing", lambda seeds: [{"seed": 0, "k": k} for k in (0, 1)], row)
+    failing = common.Study(
+        "failing", lambda seeds: [{"seed": 0, "k": k} for k in (0, 1)], row, SMALL
+    )
     with pytest.raises(FloatingPointError):
         common.measure(failing, folder=tmp_path)
     assert pd.read_csv(tmp_path / "failing_synthetic.csv")["k"].tolist() == [0]
