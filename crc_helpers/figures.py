@@ -59,22 +59,30 @@ def set_style() -> None:
     plt.rc("axes.spines", top=False, right=False)
     # Without titley matplotlib lays out every tick, even hidden ones, to place a title.
     plt.rc("axes", titlesize=12, titleweight="bold", titley=1.0)
+    asian = filter(None, map(font_with, "漢한"))  # for titles of axes, which are made before names
+    plt.rc("font", family=list(dict.fromkeys(["sans-serif", *asian])))
 
 
 def drawable(text: str) -> str:
     """Return a text that matplotlib can draw: characters that no font here has are escaped.
 
-    A font that has what those in use lack, Chinese for example, is used from here on.
+    A font that has what those in use lack is used for all axes made from here on.
     """
     fonts = {c: c.isprintable() and font_with(c) for c in set(text) - {"\n"}}
     families = [*plt.rcParams["font.family"], *filter(None, fonts.values())]
     plt.rcParams["font.family"] = list(dict.fromkeys(families))
+    if lacking := "".join(c for c, font in fonts.items() if font is None):
+        warnings.warn(
+            f"no font here has {lacking}, drawn as numbers: install one, such as Noto, and delete"
+            f" {get_cachedir()}, where matplotlib keeps its list of fonts",
+            stacklevel=2,
+        )
     return "".join(c if fonts.get(c, c) else c.encode("unicode_escape").decode() for c in text)
 
 
 @cache
 def font_with(character: str) -> str | None:
-    """Return the family of a font here that has a character, one in use if it can; or warn."""
+    """Return the family of a font here that has a character, one in use if it can."""
     used = [(FontProperties(family=[name]), name) for name in plt.rcParams["font.family"]]
     fonts = [(font_manager.findfont(font), name) for font, name in used]
     fonts += [(font.fname, font.name) for font in font_manager.fontManager.ttflist]
@@ -82,11 +90,6 @@ def font_with(character: str) -> str | None:
         boxes = "LastResort" in name.replace(" ", "")  # it has them all, as boxes
         if not boxes and Path(path).is_file() and FT2Font(path).get_char_index(ord(character)):
             return name
-    warnings.warn(
-        f"no font here has {character!r}: it is drawn as a number; install one that has, such as"
-        f" Noto, and delete {get_cachedir()}, where matplotlib keeps its list of fonts",
-        stacklevel=3,
-    )
     return None
 
 
