@@ -335,7 +335,9 @@ def undrawn(seed: int) -> Experiment:
     return Experiment(seed, tiles, _divide(tiles, seed))
 
 
-def trained_once(network: nn.Module, train: Callable[[], object], **settings: object) -> nn.Module:
+def trained_once(
+    network: nn.Module, train: Callable[[], object], /, **settings: object
+) -> nn.Module:
     """Return a network with the weights that `train` gives it, from the cache if they are there.
 
     settings: all that decides these weights besides the training code.

@@ -58,7 +58,7 @@ def train_network(t: Experiment, arm: str) -> Classifier:
 
     return trained_once(
         network, learn, tiles=[content_hash(x) for x in images], labels=labels[train].tolist(),
-        arm=arm, network=r.backbone, code=file_hash(Path(__file__)), training=vars(training),
+        arm=arm, backbone=r.backbone, code=file_hash(Path(__file__)), training=vars(training),
     ).eval()  # fmt: skip
 
 
