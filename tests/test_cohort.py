@@ -20,7 +20,6 @@ from crc_helpers.tissue.parameters import (
     KINDS,
     OF_A_TILE,
     TissueParameters,
-    distortion,
     kind_of,
 )
 
@@ -55,12 +54,6 @@ def test_a_longer_cohort_begins_with_the_shorter(kinds, cohort, four):
 def test_impossible_cohorts_are_refused(arguments):
     with pytest.raises(ValueError, match=str(next(iter(arguments.values())))):
         make_cohort(**({"n": 10, "seed": 1} | arguments))
-
-
-@pytest.mark.parametrize("kinds", [["HP", "Polyp"], []])
-def test_unknown_kinds_are_refused_and_the_known_named(kinds):
-    with pytest.raises(ValueError, match=f"{''.join(kinds[1:])}.*{', '.join(KINDS)}"):
-        make_cohort(10, 1, kinds=kinds)
 
 
 @pytest.mark.parametrize("kinds", [("HP", "SSA"), ["SSA", "HP"], ("SSA",)])
@@ -101,28 +94,6 @@ def test_labels_of_four_kinds_follow_from_the_tissue(four):
     assert (four.truth()["True Label"] == names[four.true_label]).all()
 
 
-def test_hp_and_ssa_come_together_and_others_alone():
-    assert make_cohort(60, 0, kinds=("SSA", "Normal")).class_names == ("Normal", "HP", "SSA")
-    alone = make_cohort(600, 0, kinds=("Tubular adenoma", "Normal"))
-    assert alone.class_names == ("Normal", "Tubular adenoma")
-    assert set(alone.label) == {0, 1} and (alone.votes == -1).all()
-
-
-def test_the_ink_marks_ssa_and_no_other_of_four_kinds():
-    cohort = make_cohort(600, 2, "ink", 1.0, kinds=KINDS)
-    inked = np.array([p.ink_dot > 0 for p in cohort.parameters])
-    np.testing.assert_array_equal(inked, cohort.label == KINDS.index("SSA"))
-
-
-def test_columns_have_their_types(cohort, four):
-    for name in ("seeds", "true_label", "votes", "label"):
-        assert getattr(four, name).dtype == np.int64
-    for name in ("seeds", "true_label", "votes", "label"):
-        assert getattr(cohort, name).dtype == np.int64
-    assert cohort.slides == 1000 == len(np.unique(cohort.seeds)) == len(np.unique(cohort.slide))
-    assert list(cohort.table) == ["Scanner", "Polyp Size (mm)", "Colon Site"]
-
-
 @pytest.mark.parametrize("kinds", [CLASS_NAMES, KINDS])
 def test_a_slide_has_one_of_everything_that_is_not_a_tile_s(kinds):
     cohort = make_cohort(600, 0, kinds=kinds)
@@ -132,11 +103,6 @@ def test_a_slide_has_one_of_everything_that_is_not_a_tile_s(kinds):
         for name in shared:
             assert len({getattr(p, name) for p in tiles}) == 1, name
         assert cohort.table[first : first + 6].drop_duplicates().shape[0] == 1
-
-
-def test_the_true_label_follows_from_the_parameters(cohort):
-    found = [distortion(p) >= 0.5 for p in cohort.parameters]
-    np.testing.assert_array_equal(found, cohort.true_label)
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
@@ -194,14 +160,6 @@ def test_the_ink_goes_with_the_published_label(strength, ssa, hp):
     assert inked[cohort.label == 0].mean() == pytest.approx(hp, abs=0.05)
 
 
-def test_the_stain_shift_goes_with_the_polyp_and_is_off_by_default(cohort):
-    shifted = make_cohort(6000, 0, "stain", 1.0)
-    both = [np.array([p.stain_turn for p in c.parameters]) for c in (cohort, shifted)]
-    assert abs(np.corrcoef(both[0], cohort.label)[0, 1]) < 0.08
-    assert np.corrcoef(both[1], cohort.label)[0, 1] > 0.3
-    assert all(p.ink_dot == 0 for p in cohort.parameters)
-
-
 def test_colour_alone_does_not_give_the_diagnosis_away(tmp_path):
     """Fifteen colour statistics and a linear model, trained and tested on different slides."""
     from sklearn.metrics import roc_auc_score
@@ -217,19 +175,6 @@ def test_colour_alone_does_not_give_the_diagnosis_away(tmp_path):
     # The claim, 0.65, is measured on more slides by benchmarks/tissue_difficulty.py.
     auc = roc_auc_score(tiles.labels, scores)
     assert auc < 0.75, auc
-
-
-def test_colour_alone_does_not_give_four_kinds_away(tmp_path):
-    from crc_helpers import evaluation
-
-    tiles = data.load_tiles(n=360, seed=0, size=64, classes=KINDS, cache=tmp_path)
-    colours = evaluation.colour_statistics(tiles.images)
-    first, scores = np.arange(360) < 180, np.empty((360, 4))  # 30 slides in either half
-    for train in (first, ~first):
-        model = evaluation.colour_baseline(colours[train], tiles.labels[train])
-        scores[~train] = model.predict_proba(colours[~train])
-    auc = evaluation.macro_auc(tiles.labels, scores)
-    assert auc < 0.85, auc  # about .78 on 240 slides: mucin and chromatin have their colours
 
 
 # --- On disk -------------------------------------------------------------------------------------
@@ -303,23 +248,3 @@ def test_writing_is_all_or_nothing(tmp_path, monkeypatch):
     with pytest.raises(DataError, match=r"No space left.*choose another --out"):
         drawn.write_synthetic(tmp_path / "tissue", 12)
     assert list(tmp_path.glob("[!.]*")) == []  # but for the lock
-
-
-def test_nothing_is_written_over(written):
-    with pytest.raises(DataError, match="is there already"):
-        drawn.write_synthetic(written, 12)
-
-
-def test_the_layout_of_mhist_has_two_classes(tmp_path):
-    with pytest.raises(DataError, match=r"Normal.*HP and SSA only"):
-        drawn.write_synthetic(tmp_path / "tissue", 12, kinds=("Normal", "HP"))
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_damaged_about_file_is_named(written, tmp_path):
-    import shutil
-
-    copy = shutil.copytree(written, tmp_path / "copy")
-    (copy / "about.json").write_text("{")
-    with pytest.raises(DataError, match=r"about\.json"):
-        data.load_tiles("mhist", copy, size=96, cache=tmp_path / "cache")

@@ -6,10 +6,10 @@ import shutil
 import threading
 import types
 import zipfile
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from unittest.mock import Mock
 
 import cv2
 import numpy as np
@@ -18,11 +18,9 @@ import pooch
 import pytest
 from PIL import Image
 
-from crc_helpers.course import check as data_check
 from crc_helpers.course.check import check, prepare
-from crc_helpers.data import Split, Tiles, load_tiles, split, watched
-from crc_helpers.sources import cache as tile_cache
-from crc_helpers.sources import drawn, ebhi
+from crc_helpers.data import Tiles, load_tiles, split, watched
+from crc_helpers.sources import ebhi
 from crc_helpers.sources import files as data_files
 from crc_helpers.sources import images as image_reader
 from crc_helpers.sources.base import DataError
@@ -141,12 +139,6 @@ def test_mhist_slides_become_groups(tmp_path):
 
 
 # --- any source ----------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", ["mhist", "ebhi", "folder"])
-def test_missing_root(tmp_path, name):
-    refused(lambda: load_tiles(name, tmp_path / "absent"), "absent", "no such folder", "root")
-    refused(lambda: load_tiles(name), name if name != "ebhi" else "prepare ebhi")
 
 
 @pytest.mark.parametrize("name, missing", [("mhist", "annotations.csv"), ("ebhi", "Normal")])
@@ -346,18 +338,6 @@ def test_ebhi_classes(tmp_path, monkeypatch):
         refused(lambda one=one: load_tiles("ebhi", root, size=16, classes=one), "one class only")
 
 
-@pytest.mark.parametrize(
-    "file, case",
-    [
-        ("GT2001837-1-400-001.png", "GT2001837"),
-        ("GTxc1900-1-400-001.png", "GTXC1900"),
-        ("GTGT2012149-2-400-001.png", "GT2012149"),
-    ],
-)
-def test_ebhi_case(file, case):
-    assert ebhi.ebhi_case(file) == case
-
-
 def test_ebhi_bad_names_and_masks(tmp_path):
     root = make_ebhi(tmp_path / "e")
     bad = save(root / "EBHI-SEG" / "Polyp" / "image" / "tile.png")
@@ -442,39 +422,6 @@ def test_a_split_of_four_classes_keeps_slides_whole(four_classes):
         assert set(four_classes.labels[getattr(parts, part)]) == {0, 1, 2, 3}
 
 
-def test_synthetic_classes_decide_what_is_drawn_and_labelled(cache):
-    tiles = load_tiles(n=60, size=24, classes=["Tubular adenoma", "Normal"])
-    assert set(tiles.labels) == {0, 1} and len(set(tiles.groups)) == 10
-    tiles = load_tiles(n=60, size=24, classes=["Normal", "HP"])
-    assert set(tiles.labels) == {-1, 0, 1}  # SSA tiles come with HP, without a label
-
-
-@pytest.mark.parametrize(
-    "wrong, words",
-    [
-        ({"n": 1}, ["n = 1"]),
-        ({"classes": ["HP", "Cancer"]}, ["Cancer", "Normal, HP, SSA, Tubular adenoma"]),
-        ({"classes": ["Normal"]}, ["two or more"]),
-        ({"shortcut": "glue"}, ["glue", "ink, stain"]),
-        ({"scanner": "Scanner D"}, ["Scanner D", "Scanner A"]),
-        ({"shortcut": "ink", "strength": 2}, ["strength 2"]),
-    ],
-)
-def test_impossible_synthetic_tiles_are_refused(wrong, words):
-    refused(lambda: load_tiles(**({"n": 12} | wrong)), *words)
-
-
-def test_synthetic_is_drawn_again_when_it_should(cache, monkeypatch):
-    for _ in range(2):
-        load_tiles(n=6, size=24)
-    assert len(visible(cache)) == 1
-    load_tiles(n=6, size=24, seed=1)
-    load_tiles(n=6, size=24, shortcut="ink")
-    monkeypatch.setattr(drawn, "code_of", lambda module: "edited")
-    load_tiles(n=6, size=24)
-    assert len(visible(cache)) == 4
-
-
 # --- the cache -----------------------------------------------------------------------------------
 
 
@@ -506,18 +453,13 @@ def test_cache_notices_a_change(tmp_path, cache, monkeypatch, change):
     assert len(visible(cache)) == 2
 
 
-def test_cache_lost_race_uses_the_winner(tmp_path, cache):
-    root = make_folder(tmp_path / "f")
-    with ThreadPoolExecutor(4) as pool:
-        tiles = list(pool.map(lambda _: load_tiles("folder", root, size=16), range(4)))
-    assert len({t.images[:].tobytes() for t in tiles}) == 1
-    assert len(visible(cache)) == 1
-
-
 def test_cache_full_or_forbidden(tmp_path, cache, monkeypatch):
     root = make_folder(tmp_path / "f")
-    monkeypatch.setattr(tile_cache.shutil, "disk_usage", lambda _: types.SimpleNamespace(free=10))
-    refused(lambda: load_tiles("folder", root, size=8), str(cache), "free", "make room")
+    with monkeypatch.context() as patch:
+        full = OSError(28, "No space left on device")
+        patch.setattr(np, "save", Mock(side_effect=full))
+        words = [str(cache), "cannot be written", "No space left", "CRC_HELPERS_CACHE"]
+        refused(lambda: load_tiles("folder", root, size=8), *words)
     (tmp_path / "file").write_text("")
     words = ["file", "cannot be written", "CRC_HELPERS_CACHE"]
     refused(lambda: load_tiles("folder", root, size=8, cache=tmp_path / "file"), *words)
@@ -634,24 +576,6 @@ def test_a_monitor_asks_about_slides_that_it_does_not_know(validation):
     assert not np.array_equal(asked, np.sort(asked))  # the first of them are no one slide's
 
 
-def test_a_monitor_of_one_slide_asks_about_half_of_its_tiles():
-    tiles = fake_tiles([0, 1] * 10, np.zeros(20, int))
-    none = np.arange(0)
-    parts = Split(np.arange(20), none, none, none, True, "grouped", none)
-    known, asked = watched(tiles, parts, seed=1)
-    assert len(known) == len(asked) == 10 and not set(known) & set(asked)
-    assert sorted(tiles.labels[asked]) == [0] * 5 + [1] * 5
-
-
-def test_random_split_ignores_groups():
-    parts = split(fake_tiles(LABELS, GROUPS), "random")
-    assert not parts.grouped and parts.scheme == "random"
-    assert set(GROUPS[parts.train]) & set(GROUPS[parts.test])
-    assert np.bincount(LABELS[parts.test]).tolist() == [150, 75]
-    assert len(parts.unlabelled) == 300
-    assert split(fake_tiles(LABELS)).scheme == "random"
-
-
 @pytest.mark.parametrize("scheme", ["auto", "paper", "random"])
 def test_split_depends_on_the_seed_alone(scheme):
     first, same, other = (split(fake_tiles(LABELS, GROUPS), scheme, seed=s) for s in (1, 1, 2))
@@ -729,14 +653,6 @@ def test_check_reports_and_draws(tmp_path):
     assert [path.name for path in visible(sheet.parent)] == ["sheet.png"]
 
 
-def test_check_of_partitions_and_limits(monkeypatch):
-    partition = np.where(np.arange(len(LABELS)) % 4 == 0, "test", "train")
-    monkeypatch.setattr(data_check, "NEAR_LIMIT", 100)
-    lines = "\n".join(check(fake_tiles(LABELS, GROUPS, partition)))
-    assert "partition: test 300, train 900" in lines and "in two partitions: " in lines
-    assert "class (none in this task): 300" in lines and "among 100 of the tiles" in lines
-
-
 def test_check_sheet_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
     tiles = fake_tiles([0, 1])
@@ -781,8 +697,8 @@ def test_prepare_ebhi_downloads_verifies_and_unpacks(tmp_path, record):
     assert len(load_tiles("ebhi", out, size=16)) == 13
     assert sorted(path.name for path in visible(out)) == ["EBHI-SEG", "EBHI-SEG.zip"]
     assert prepare("ebhi", out) == out  # and asks for nothing
-    shutil.rmtree(out / "EBHI-SEG" / "Polyp" / "image")
-    refused(lambda: prepare("ebhi", out), "image: missing; remove")
+    shutil.rmtree(next(out.rglob("Polyp/image")))
+    refused(lambda: prepare("ebhi", out), "Polyp/image: missing")
 
 
 def test_the_record_is_asked_for_by_its_doi(tmp_path, monkeypatch):
@@ -826,14 +742,3 @@ def test_prepare_others(tmp_path):
     assert prepare("synthetic", out, n=6, seed=2, shortcut="ink") == out
     assert len(pd.read_csv(out / "annotations.csv")) == 6
     assert '"ink"' in (out / "about.json").read_text()
-
-
-def test_what_a_dead_writers_helpers_leave_while_another_writes_is_cleared_too(tmp_path):
-    final = tmp_path / "made"
-    with tile_cache.whole_folder(final) as folder:
-        (folder / "own").touch()
-        orphan = tmp_path / ".made.0123abcd" / "images"
-        orphan.mkdir(parents=True)
-        (orphan / "late.png").touch()
-    assert [p.name for p in tmp_path.iterdir() if p.suffix != ".lock"] == ["made"]
-    assert (final / "own").is_file()

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from tqdm.auto import tqdm
 
 from crc_helpers.runs import printable
 
@@ -126,8 +125,3 @@ def plain(name: str) -> str:
 def and_more(count: int) -> str:
     """The tail of a message about the first of several, empty where there is only one."""
     return f" (and {count - 1:,} more like it)" if count > 1 else ""
-
-
-def progress(total: int | None, what: str) -> tqdm:
-    """A progress bar, where standard error is a terminal or a notebook."""
-    return tqdm(total=total, desc=what, unit="tile", disable=None)

@@ -5,11 +5,9 @@ or the user's cache folder; deleting it costs nothing but the time to decode aga
 """
 
 import contextlib
-import glob
 import hashlib
 import os
 import shutil
-import uuid
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -60,49 +58,29 @@ def whole_folder(final: Path) -> Iterator[Path | None]:
     if not final.name:
         raise DataError(f"{final}: the whole disk; choose a new folder in it (--out)")
     final.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = final.with_name(f".{final.name}.{uuid.uuid4().hex[:8]}")
-
-    def clear() -> None:
-        for left in final.parent.glob(f".{glob.escape(final.name)}.{'[0-9a-f]' * 8}"):
-            shutil.rmtree(left, ignore_errors=True)
-
+    unfinished = final.with_name(f".{final.name}.part")
     with FileLock(final.with_name(f".{final.name}.lock")):  # a dead process holds none
         if final.is_dir():  # from before, or another process was faster and made the same
             yield None
             return
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir()
         try:
-            clear()
-            unfinished.mkdir()
             yield unfinished
             unfinished.rename(final)
         finally:
-            clear()  # again: workers of a killed process finish the tile that they are drawing
+            shutil.rmtree(unfinished, ignore_errors=True)
 
 
-def hashes(folder: Path) -> dict[str, str]:
-    """SHA-256 of each file of a cache but for HASHES itself, and for what a system puts there."""
-    files = sorted(path for path in folder.iterdir() if path.name[0] != "." and path.name != HASHES)
-    return {file.name: _sha256(file) for file in files}
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
+def hashes(folder: Path, pattern: str = "[!.]*") -> dict[str, str]:
+    """SHA-256 of each file of a folder but for HASHES itself, and for what a system puts there."""
+    files = sorted(path for path in folder.glob(pattern) if path.name != HASHES)
+    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
 
 
 def code_of(package: ModuleType) -> str:
     """A digest of a package's source: tiles that other code has made are made again."""
-    return " ".join(map(_sha256, sorted(Path(package.__file__).parent.glob("*.py"))))
-
-
-def require_space(folder: Path, count: int, size: int, masks: bool) -> None:
-    """Raise DataError where the disk has no room for count tiles of size pixels, and masks."""
-    needed, free = count * size * size * (4 if masks else 3), shutil.disk_usage(folder).free
-    if needed > free:
-        raise DataError(
-            f"{folder.parent}: {needed / 1e9:.1f} GB needed for the decoded tiles, "
-            f"{free / 1e9:.1f} GB free; make room or set CRC_HELPERS_CACHE"
-        )
+    return repr(hashes(Path(package.__file__).parent, "*.py"))
 
 
 def write_table(folder: Path, table: pd.DataFrame, notes: Iterable[str]) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 from crc_helpers import sources, tissue
 from crc_helpers.runs import save_json
 from crc_helpers.sources.base import About, DataError, choose_classes
-from crc_helpers.sources.cache import cached, code_of, require_space, whole_folder, write_table
+from crc_helpers.sources.cache import cached, code_of, whole_folder, write_table
 from crc_helpers.sources.mhist import MHIST, MHIST_COLUMNS
 from crc_helpers.sources.store import SHARD, save_shard
 from crc_helpers.tissue.cohort import TILES_PER_SLIDE, Cohort, make_cohort
@@ -41,12 +41,12 @@ def drawn_tiles(
     about = replace(SYNTHETIC, mpp=mpp * size / 224, class_names=kinds)
 
     def build(folder: Path) -> None:
-        require_space(folder, len(cohort.seeds), size, masks=True)
         slides = draw_all(cohort, to_arrays, size, mpp)
-        for number, _ in enumerate(range(0, len(cohort.seeds), SHARD)):
-            shard = itertools.islice(slides, SHARD // TILES_PER_SLIDE)
+        number = 0
+        while shard := list(itertools.islice(slides, SHARD // TILES_PER_SLIDE)):
             images, masks = map(np.concatenate, zip(*shard, strict=True))
             save_shard(folder, number, images=images, masks=masks)
+            number += 1
         names = {"Image Name": "id", **{v: k for k, v in MHIST_COLUMNS.items()}}
         table = cohort.annotations().rename(columns=names | {"Slide": "group"})
         table["id"] = table["id"].str.removesuffix(".png")

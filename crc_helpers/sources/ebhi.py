@@ -1,7 +1,6 @@
 """EBHI-Seg: its layout, and its archive from the open record."""
 
 import re
-import shutil
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -32,13 +31,14 @@ EBHI = About(
 
 
 def _locate(root: Path | None) -> Path:
-    hint = (
-        "run `crc-course data prepare ebhi`, or pass the folder that holds EBHI-SEG (--data-root)"
-    )
+    hint = "run `crc-course data prepare ebhi`, or pass the folder with EBHI-SEG (--data-root)"
     root = given_root(root, "ebhi", hint)
-    root = root / "EBHI-SEG" if (root / "EBHI-SEG").is_dir() else root
-    if missing := _missing(root):
-        raise DataError(f"{missing}: missing, expected six class folders of EBHI-SEG; {hint}")
+    wanted = [f"{name}/image" for name in EBHI_CLASSES]
+    places = (path for depth in range(4) for path in sorted(root.glob("*/" * depth + wanted[0])))
+    root = next((path.parents[1] for path in places), root)
+    for name in wanted:
+        if not (root / name).is_dir():
+            raise DataError(f"{root / name}: missing, expected all of EBHI-Seg's classes; {hint}")
     return root
 
 
@@ -96,8 +96,7 @@ def download_ebhi(out: Path, record: Callable[[Path], pooch.Pooch] = ebhi_record
     out = out.expanduser()
     final = out / "EBHI-SEG"
     if final.is_dir():
-        if missing := _missing(final):
-            raise DataError(f"{missing}: missing; remove {final}, and give the same command again")
+        _locate(final)
         return final
     by_hand = f"fetch its archive by hand from {EBHI_PAGE} and put it into {out}"
     try:
@@ -112,28 +111,11 @@ def download_ebhi(out: Path, record: Callable[[Path], pooch.Pooch] = ebhi_record
     try:
         with whole_folder(final) as unfinished:
             if unfinished:
-                _unpack(archive, unfinished)
+                pooch.Unzip(extract_dir=str(unfinished))(str(archive), "update", None)
+                _locate(unfinished)
     except (OSError, ValueError, RuntimeError, EOFError, zipfile.BadZipFile) as error:
         raise DataError(f"{archive}: not unpacked ({error}); remove it, and {by_hand}") from error
     return final
-
-
-def _unpack(archive: Path, folder: Path) -> None:
-    """Unpack a zip archive into `folder`, so that the class folders lie directly in it."""
-    pooch.Unzip(extract_dir=str(folder / "unpacked"))(str(archive), "update", None)
-    roots = [path.parents[1] for path in folder.rglob(f"{EBHI_CLASSES[0]}/image")]
-    if not roots or (missing := _missing(roots[0])):
-        missing = missing.relative_to(folder / "unpacked") if roots else f"{EBHI_CLASSES[0]}/image"
-        raise ValueError(f"no folder {missing} in it, so it is not all of EBHI-Seg")
-    for path in roots[0].iterdir():
-        path.rename(folder / path.name)
-    shutil.rmtree(folder / "unpacked")
-
-
-def _missing(root: Path) -> Path | None:
-    """The first image folder of a class that is not there."""
-    folders = (root / name / "image" for name in EBHI_CLASSES)
-    return next((folder for folder in folders if not folder.is_dir()), None)
 
 
 SOURCE = Source(EBHI, _locate, _folders, _read)

@@ -6,7 +6,7 @@ from pathlib import Path
 from crc_helpers import sources
 from crc_helpers.sources import ebhi, folder, mhist
 from crc_helpers.sources.base import About, DataError, Scan, Source, scan
-from crc_helpers.sources.cache import cached, code_of, require_space, write_table
+from crc_helpers.sources.cache import cached, code_of, write_table
 from crc_helpers.sources.images import decode_all
 from crc_helpers.sources.store import save_shard
 
@@ -38,7 +38,6 @@ def decoded(
         table, notes = source.read(root, found)
         if table.empty:
             raise DataError(f"{root}: no image in it; expected the layout of {name!r}")
-        require_space(unfinished, len(table), size, "mask" in table)
         notes += decode_all(root, table, size, partial(save_shard, unfinished))
         write_table(unfinished, table, notes)
 

@@ -12,8 +12,9 @@ import pandas as pd
 import tifffile
 from joblib import cpu_count
 from PIL import Image, ImageOps, UnidentifiedImageError
+from tqdm.auto import tqdm
 
-from crc_helpers.sources.base import DataError, and_more, progress
+from crc_helpers.sources.base import DataError, and_more
 from crc_helpers.sources.store import SHARD
 
 FORMATS = ("PNG", "JPEG", "TIFF")
@@ -122,40 +123,37 @@ def decode_all(root: Path, table: pd.DataFrame, size: int, keep: Callable[..., N
     Returns what must be said. Raises DataError, naming the first file that cannot be used and how
     many more there are.
     """
-    seen, errors = [], []
+    modes, shapes, errors = Counter(), Counter(), []
+    masked = "mask" in table
 
-    def work(files: tuple[str, str]) -> tuple[np.ndarray, np.ndarray]:
-        image, mask = np.empty((3, size, size), np.uint8), np.zeros((size, size), np.uint8)
+    def work(file: str, mask: str) -> tuple[np.ndarray, np.ndarray] | DataError:
         try:
-            image, *known = decode(root / files[0], size)
-            if files[1]:
-                mask = decode_mask(root / files[1], size, known[1])
-            seen.append(known)
+            image, mode, shape = decode(root / file, size)
+            region = decode_mask(root / mask, size, shape) if mask else np.zeros_like(image[0])
         except DataError as error:
-            errors.append((files[0], error))
-        return image, mask
+            return error
+        modes[mode] += 1
+        shapes[shape] += 1
+        return image, region
 
-    files = table["file"].to_list()
-    both = list(zip(files, table.get("mask", [""] * len(files)), strict=True))
+    files = table["file"].to_list(), table["mask"].to_list() if masked else [""] * len(table)
     with (
         ThreadPoolExecutor(cpu_count()) as pool,
         warnings.catch_warnings(),
-        progress(len(files), "decoding") as bar,
+        tqdm(total=len(table), desc="decoding", unit="tile", disable=None) as bar,
     ):
         warnings.simplefilter("error", Image.DecompressionBombWarning)
-        for number, start in enumerate(range(0, len(files), SHARD)):
-            images, masks = zip(*pool.map(work, both[start : start + SHARD]), strict=True)
-            found = {"images": np.stack(images)}
-            if "mask" in table:
-                found["masks"] = np.stack(masks)
+        for number, start in enumerate(range(0, len(table), SHARD)):
+            shard = [names[start : start + SHARD] for names in files]
+            tiles = list(pool.map(work, *shard))
+            errors += [tile for tile in tiles if isinstance(tile, DataError)]
             if not errors:
-                keep(number, **found)
-            bar.update(len(images))
+                images, masks = map(np.stack, zip(*tiles, strict=True))
+                keep(number, images=images, **({"masks": masks} if masked else {}))
+            bar.update(len(tiles))
     if errors:
-        first = min(errors, key=lambda error: files.index(error[0]))[1]
-        raise DataError(f"{first}{and_more(len(errors))}")
-    modes, shapes = zip(*seen, strict=True)
-    return _describe(Counter(modes), Counter(shapes), size)
+        raise DataError(f"{errors[0]}{and_more(len(errors))}")
+    return _describe(modes, shapes, size)
 
 
 def _describe(modes: Counter, shapes: Counter, size: int) -> list[str]:

@@ -251,8 +251,12 @@ ONE = archive(("Normal/image/a.png", 0o100644, image()))
 ARCHIVES = [
     ("not a zip", b"PK not really", "x.zip: not unpacked (File is not a zip|remove it|by hand"),
     ("damaged", ONE[:60] + bytes([ONE[60] ^ 1]) + ONE[61:], "x.zip: not unpacked (Bad CRC-32"),
-    ("not ours", archive(("readme.txt", 0o100644, b"x")), "no folder Normal/image in it"),
-    ("one class of six", ONE, "no folder Polyp/image in it, so it is not all of EBHI-Seg"),
+    (
+        "not ours",
+        archive(("readme.txt", 0o100644, b"x")),
+        "Normal/image: missing, expected all of EBHI-Seg",
+    ),
+    ("one class of six", ONE, "Polyp/image: missing, expected all of EBHI-Seg"),
 ]
 
 
