@@ -266,12 +266,11 @@ def draw_course(out: Path, result: dict) -> plt.Figure:
 def draw_confusion(result: dict) -> plt.Figure:
     """Draw the paper's confusion matrix beside those of its recipe on drawn tissue."""
     ours = result["classifiers"]["paper"]
+    mixed, fresh = (np.array(ours[part]["confusion"]) for part in ("test", "fresh"))
     counts = {
         "Jain & Lynn, MHIST,\n198 tiles": evaluation.PAPER_COUNTS,
-        f"the same recipe, drawn tissue,\n{np.sum(ours['test']['confusion'])} tiles": np.array(
-            ours["test"]["confusion"]
-        ),
-        "… and tiles of new slides": np.array(ours["fresh"]["confusion"]),
+        f"the same recipe, drawn tissue,\n{mixed.sum()} tiles": mixed,
+        f"… and {fresh.sum()} tiles\nof new slides": fresh,
     }
     figure, axes = plt.subplots(1, 3, figsize=(11, 3.6))
     for ax, (title, table) in zip(axes, counts.items(), strict=True):
