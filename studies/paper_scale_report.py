@@ -217,7 +217,7 @@ def tables(result: dict) -> str:
     pairs = [[name.replace(" - ", " minus "), told(v)] for name, v in result["differences"].items()]
     probe = {arm: result["probes"][arm] for arm in PRETRAINED}
     epochs = list(probe["paper"]["probe_auc"])
-    curves = [[arm, *(told(p["probe_auc"][e]) for e in epochs)] for arm, p in probe.items()]
+    curves = [[f"{arm} recipe", *(told(p["probe_auc"][e]) for e in epochs)] for arm, p in probe.items()]
     few = [
         [f"{share:.0%}", *(told(p["few_labels"][str(share)]["frozen pre-trained"])
                            for p in probe.values()),
@@ -226,7 +226,7 @@ def tables(result: dict) -> str:
     ]  # fmt: skip
     kinds = ["trained", "random_weights", "edges", "centre", "another_tile", "chance"]
     maps = [
-        [arm, f"{scores['grid']} × {scores['grid']}", name,
+        [NAMES[arm], f"{scores['grid']} × {scores['grid']}", name,
          *(told(scores[name][k], 2) for k in kinds)]
         for arm, grids in result["grad_cam"].items()
         for scores in grids.values() if scores
