@@ -9,7 +9,8 @@ and schedule, the same number of steps). Fine-tuned arms are these two, `scratch
 `scratch_tissue` (random weights, the fine-tuning of either), and `tissue_10` and `scratch_10` (a
 tenth of the labels, 960 steps). No arm has a validation part, as in the paper, so nothing is
 chosen: rates and epochs stand below. The tiles are drawn, as many as MHIST has; every arm is
-scored on the paper's 198 test tiles, whose slides are in training too, and on tiles of new slides.
+scored on the tenth that the paper's split keeps, whose slides are in training too, and on tiles of
+new slides.
 `paper_scale_report.py` turns what is left in --out into tables and figures.
 """
 
@@ -25,7 +26,7 @@ from lightning.fabric import Fabric
 
 from crc_helpers import data, runs
 from crc_helpers.augmentation import VIEWS, shrink
-from crc_helpers.fine_tuning import fine_tune, linear_probe, predict
+from crc_helpers.fine_tuning import fine_tune, linear_probe, predict, probe_classifier
 from crc_helpers.grad_cam import grad_cam, stage_names
 from crc_helpers.models import Classifier, Encoder, ProjectionHead, load_weights, save_weights
 from crc_helpers.pretraining import Contrast, Training, embed, pretrain, to_device
@@ -206,6 +207,17 @@ def explain_random(scale: Scale, out: Path) -> None:
     explain(classifier, "random", stuff, scale, out, fabric, target=None)
 
 
+def explain_probe(arm: str, scale: Scale, out: Path) -> None:
+    """Write predictions and maps of a pre-trained encoder, frozen, under a linear probe."""
+    stuff, fabric = material(scale), runs.make_fabric(0)
+    features = np.load(out / f"features_{arm}_{scale.watched[-1]}.npz")["train"]
+    labels, none = stuff.labels("train"), np.empty(0, np.int64)
+    train = torch.from_numpy(features).float()
+    probe = linear_probe(train, labels, train[:0], none)
+    encoder = load_weights(out / f"encoder_{arm}.safetensors", Encoder(scale.backbone))
+    explain(probe_classifier(encoder, probe), f"probe_{arm}", stuff, scale, out, fabric)
+
+
 def probe_arm(arm: str, scale: Scale, out: Path) -> None:
     """Fit linear probes on the features that `pretrain` kept; leave p(SSA) of all test tiles.
 
@@ -237,10 +249,16 @@ def record(out: Path, what: str, start: float) -> None:
     print(what, entry["seconds"], "s", flush=True)
 
 
+STEPS = {
+    "pretrain": pretrain_arm, "probes": probe_arm, "probe_maps": explain_probe,
+    "fine_tune": fine_tune_arm,
+}  # fmt: skip
+
+
 def main() -> None:
     """Do one step for one arm."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("step", choices=["draw", "pretrain", "probes", "fine_tune", "random"])
+    parser.add_argument("step", choices=["draw", "random", *STEPS])
     parser.add_argument("arm", nargs="?", choices=[*TUNED], help="which; see the top of the file")
     parser.add_argument("--out", type=Path, default=runs.ROOT / "runs" / "paper_scale")
     parser.add_argument("--scale", choices=list(SCALES), default="paper")
@@ -252,8 +270,7 @@ def main() -> None:
     elif given.step == "random":
         explain_random(scale, given.out)
     else:
-        steps = {"pretrain": pretrain_arm, "probes": probe_arm, "fine_tune": fine_tune_arm}
-        steps[given.step](given.arm, scale, given.out)
+        STEPS[given.step](given.arm, scale, given.out)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 import torch
-from paper_scale import DRAWS, PRETRAINED, SCALES, SHARES, TUNED, Material, Scale, material
+from paper_scale import DRAWS, PRETRAINED, SCALES, SHARES, Material, Scale, material
 from torch.nn import functional as F
 
 from crc_helpers import evaluation, figures, grad_cam, runs
@@ -31,6 +31,8 @@ NAMES = {
     "scratch_tissue": "from scratch, the same fine-tuning",
     "tissue_10": "this course's recipe, a tenth of the labels",
     "scratch_10": "from scratch, a tenth of the labels",
+    "probe_paper": "frozen encoder of the paper's recipe, linear probe",
+    "probe_tissue": "frozen encoder of this course's recipe, linear probe",
 }
 RIVALS = {"paper": "scratch_paper", "tissue": "scratch_tissue", "tissue_10": "scratch_10"}
 COLOURS = dict(zip(("paper", "tissue", "random", "scratch"), figures.PALETTE, strict=False))
@@ -67,6 +69,21 @@ def classifiers(out: Path, stuff: Material) -> dict:
             rows[arm][part] = evaluation.summarise(labels, p, groups) | {
                 "confusion": counts, "per_class": per_class.to_dict("index")
             }  # fmt: skip
+    return rows
+
+
+def frozen(out: Path, stuff: Material, scale: Scale) -> dict:
+    """Return what `classifiers` does for linear probes on frozen encoders, the random one too."""
+    rows = {}
+    for name, arm, epoch in (
+        ("probe_random", "paper", 0),
+        *((f"probe_{arm}", arm, scale.watched[-1]) for arm in PRETRAINED),
+    ):
+        kept, rows[name] = np.load(out / f"probes_{arm}.npz"), {}
+        for part, groups in (("test", None), ("fresh", stuff.fresh.groups)):
+            p = kept[f"{epoch}_1.0_0_{part}"]
+            two = np.stack([1 - p, p], axis=1)
+            rows[name][part] = evaluation.summarise(stuff.labels(part), two, groups)
     return rows
 
 
@@ -172,17 +189,35 @@ def table(header: list[str], rows: list[list[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
+def table_2(result: dict) -> str:
+    """Write the paper's Table 2 beside that of its recipe on drawn tissue."""
+    truth, said = evaluation.expand_counts(evaluation.PAPER_COUNTS)
+    theirs = evaluation.per_class(truth, said, ("HP", "SSA")).to_dict("index")
+    ours = result["classifiers"]["paper"]["test"]["per_class"]
+    rows = []
+    for name in ("HP", "SSA"):
+        for metric in ("precision", "recall", "f1"):
+            cells = [
+                told({"value": t[name][metric], "low": t[name][f"{metric}_low"],
+                      "high": t[name][f"{metric}_high"]}) if metric != "f1"
+                else f"{t[name]['f1']:.3f}".replace("0.", ".")
+                for t in (theirs, ours)
+            ]  # fmt: skip
+            rows.append([name, metric, *cells])
+    return table(["class", "", "Jain & Lynn, MHIST", "the same recipe, drawn tissue"], rows)
+
+
 def tables(result: dict) -> str:
     """Write the tables of the page, in Markdown."""
     arms = [
-        [NAMES[arm], told(parts["test"]["accuracy"]), told(parts["fresh"]["accuracy"]),
-         told(parts["fresh"]["auc"])]
-        for arm, parts in result["classifiers"].items()
+        [NAMES.get(arm, "random encoder, linear probe"), told(parts["test"]["accuracy"]),
+         told(parts["fresh"]["accuracy"]), told(parts["fresh"]["auc"])]
+        for arm, parts in (result["classifiers"] | result["frozen"]).items()
     ]  # fmt: skip
     pairs = [[name.replace(" - ", " minus "), told(v)] for name, v in result["differences"].items()]
     probe = {arm: result["probes"][arm] for arm in PRETRAINED}
     epochs = list(probe["paper"]["probe_auc"])
-    curves = [[arm, *(told(p["probe_auc"][e]) for e in epochs)] for arm, p in probe.items()]
+    curves = [[f"{arm} recipe", *(told(p["probe_auc"][e]) for e in epochs)] for arm, p in probe.items()]
     few = [
         [f"{share:.0%}", *(told(p["few_labels"][str(share)]["frozen pre-trained"])
                            for p in probe.values()),
@@ -191,14 +226,16 @@ def tables(result: dict) -> str:
     ]  # fmt: skip
     kinds = ["trained", "random_weights", "edges", "centre", "another_tile", "chance"]
     maps = [
-        [arm, f"{scores['grid']} × {scores['grid']}", name,
+        [NAMES[arm], f"{scores['grid']} × {scores['grid']}", name,
          *(told(scores[name][k], 2) for k in kinds)]
         for arm, grids in result["grad_cam"].items()
         for scores in grids.values() if scores
         for name in ("hit", "mass")
     ]  # fmt: skip
-    parts = ["accuracy, 198 tiles", "accuracy, new slides", "AUC, new slides"]
+    n = np.sum(result["classifiers"]["paper"]["test"]["confusion"])
+    parts = [f"accuracy, {n} tiles, the paper's split", "accuracy, new slides", "AUC, new slides"]
     return "\n\n".join([
+        table_2(result),
         table(["network", *parts], arms),
         table(["AUC on new slides, paired difference", "value"], pairs),
         table(["frozen probe, AUC after epochs", *epochs], curves),
@@ -229,10 +266,11 @@ def draw_course(out: Path, result: dict) -> plt.Figure:
 def draw_confusion(result: dict) -> plt.Figure:
     """Draw the paper's confusion matrix beside those of its recipe on drawn tissue."""
     ours = result["classifiers"]["paper"]
+    mixed, fresh = (np.array(ours[part]["confusion"]) for part in ("test", "fresh"))
     counts = {
         "Jain & Lynn, MHIST,\n198 tiles": evaluation.PAPER_COUNTS,
-        "the same recipe, drawn tissue,\n198 tiles": np.array(ours["test"]["confusion"]),
-        "… and tiles of new slides": np.array(ours["fresh"]["confusion"]),
+        f"the same recipe, drawn tissue,\n{mixed.sum()} tiles": mixed,
+        f"… and {fresh.sum()} tiles\nof new slides": fresh,
     }
     figure, axes = plt.subplots(1, 3, figsize=(11, 3.6))
     for ax, (title, table) in zip(axes, counts.items(), strict=True):
@@ -268,12 +306,13 @@ def main() -> None:
     scale, out, into = SCALES[given.scale], given.out, given.into
     stuff = material(scale)
     steps = [json.loads(line) for line in (out / "seconds.jsonl").read_text().splitlines()]
-    explained = [arm for arm in present(out) if TUNED[arm][2] == 1]
+    explained = [arm for arm in present(out) if not arm.endswith("_10")]
     result = {
         "device": steps[-1]["device"],
         "versions": {k: v for k, v in steps[-1].items() if k not in ("what", "seconds", "device")},
         "seconds": {step["what"]: step["seconds"] for step in steps},
         "classifiers": classifiers(out, stuff),
+        "frozen": frozen(out, stuff, scale),
         "differences": differences(out, stuff),
         "probes": probes(out, stuff, scale),
         "grad_cam": {
@@ -293,9 +332,8 @@ def main() -> None:
     drawn = into / "figures"
     figures.save(draw_course(out, result), drawn / "paper_scale_pretraining.png")
     figures.save(draw_confusion(result), drawn / "paper_scale_confusion.png")
-    for arm in ("paper", "tissue"):
-        figure = draw_explanations(out, stuff, arm, layers_of(out)[-1])
-        figures.save(figure, drawn / f"paper_scale_grad_cam_{arm}.jpg")
+    figure = draw_explanations(out, stuff, "paper", layers_of(out)[-1])
+    figures.save(figure, drawn / "paper_scale_grad_cam.jpg")
 
 
 if __name__ == "__main__":
