@@ -40,7 +40,7 @@ test-browser: $(INSTALLED)  ## operate every explorer in JupyterLab; skipped wit
 	$(BIN)/python -m pytest tests/test_browser.py
 
 films: $(INSTALLED)  ## film two explorers for the README; needs Chromium
-	$(BIN)/python tests/browser.py
+	$(BIN)/python tools/film.py
 
 lint: $(INSTALLED)  ## check style
 	$(BIN)/ruff check .
@@ -52,7 +52,7 @@ bench: $(INSTALLED)  ## measure speed against peers; writes benchmarks/SPEED.md 
 
 notebooks: $(INSTALLED)  ## refresh the committed outputs, figures and weights (class preset)
 	$(BIN)/crc-course run --preset class --out runs/published
-	$(BIN)/crc-course publish --out runs/published
+	$(BIN)/python tools/publish.py --out runs/published
 
 clean:  ## remove the environment and all runs
 	rm -rf $(VENV) runs

@@ -22,6 +22,7 @@ from pathlib import Path
 from harness import keep_figures
 
 from crc_helpers import augmentation, data, pretraining, runs
+from crc_helpers.course import check as data_check
 
 DRAWN = 600
 
@@ -63,7 +64,7 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        images = data.prepare("synthetic", folder / "drawn", n=DRAWN) / "images"
+        images = data_check.prepare("synthetic", folder / "drawn", n=DRAWN) / "images"
         drawn = sorted(images.iterdir())
         for count in arguments.counts:
             make_files(folder / f"{count}", count, drawn)

@@ -10,6 +10,8 @@ course), read from the store, the lesson's own loop. limit: our loop on views th
 
 import os
 import tempfile
+from collections import deque
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -21,9 +23,11 @@ from lightly.loss import NTXentLoss
 from lightly.models.modules import SimCLRProjectionHead
 from lightly.transforms import SimCLRTransform
 from torch import nn
+from torch.utils.data import ConcatDataset
 
 from crc_helpers import data, models, pretraining, runs
 from crc_helpers.augmentation import VIEWS
+from crc_helpers.course import check as data_check
 
 GPU = torch.cuda.is_available()
 # claim: backbone, pixels of a view, batch, batches a round, aims against lightly and the limit
@@ -36,10 +40,20 @@ SETTINGS = {
 }  # fmt: skip
 
 
-def lightly_recipe(
-    backbone: str, size: int, batch: int, folder: Path, fabric, precision: torch.dtype
-):
+def lightly_recipe(backbone, size, batch, folder, fabric, precision):
     """One epoch over a folder of PNG files as lightly's SimCLR tutorial trains."""
+    steps = lightly_steps(backbone, size, batch, folder, fabric, precision)
+    return lambda: deque(steps(), maxlen=0)
+
+
+def lightly_steps(
+    backbone: str, size: int, batch: int, folder: Path, fabric, precision: torch.dtype,
+    repeats: int = 1,
+) -> Callable[[], Iterator[None]]:
+    """Return a function that yields after each training step of an epoch over the files.
+
+    repeats: how often each file is in that epoch.
+    """
     encoder = models.Encoder(backbone)
     model = nn.Sequential(encoder, SimCLRProjectionHead(encoder.dim, encoder.dim, 128))
     model = model.to(fabric.device)
@@ -47,13 +61,13 @@ def lightly_recipe(
     criterion = NTXentLoss()
     dataset = LightlyDataset(str(folder), transform=SimCLRTransform(input_size=size))
     loader = torch.utils.data.DataLoader(
-        dataset, batch_size=batch, shuffle=True, drop_last=True, num_workers=os.cpu_count(),
-        persistent_workers=True, pin_memory=GPU,
+        ConcatDataset([dataset] * repeats), batch_size=batch, shuffle=True, drop_last=True,
+        num_workers=os.cpu_count(), persistent_workers=True, pin_memory=GPU,
     )  # fmt: skip
 
     kind = fabric.device.type
 
-    def epoch() -> None:
+    def epoch() -> Iterator[None]:
         model.train()
         for (v1, v2), _, _ in loader:
             with torch.autocast(kind, precision, enabled=precision != torch.float32):
@@ -63,6 +77,7 @@ def lightly_recipe(
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
+            yield
 
     return epoch
 
@@ -106,7 +121,7 @@ def main() -> None:
     for claim, (backbone, size, batch, batches, than_lightly, of_limit) in SETTINGS.items():
         n = batch * batches
         with tempfile.TemporaryDirectory() as temporary:
-            folder = data.prepare("synthetic", Path(temporary) / "tissue", n=n) / "images"
+            folder = data_check.prepare("synthetic", Path(temporary) / "tissue", n=n) / "images"
             tiles = data.load_tiles("synthetic", n=n, cache=temporary)
             assert np.array_equal(tiles.images[0], _read(sorted(folder.iterdir())[0]))
             peer = partial(lightly_recipe, backbone, size, batch, folder, fabric)

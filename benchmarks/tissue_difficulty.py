@@ -21,8 +21,8 @@ from scipy import stats
 from sklearn.metrics import roc_auc_score
 
 from crc_helpers import augmentation, data, evaluation, fine_tuning, models, pretraining, runs
-from crc_helpers.course import lesson_files, parameters_of
-from crc_helpers.synthetic_cohort import make_cohort, read
+from crc_helpers.course.settings import lesson_files, parameters_of
+from crc_helpers.tissue.cohort import make_cohort, read
 
 HERE = Path(__file__).parent
 

@@ -18,8 +18,9 @@ import numpy as np
 from scipy.stats import wasserstein_distance
 
 from crc_helpers import data
-from crc_helpers.synthetic_cohort import make_cohort
-from crc_helpers.synthetic_tissue import EOSIN, HAEMATOXYLIN, draw
+from crc_helpers.tissue.cohort import make_cohort
+from crc_helpers.tissue.colour import EOSIN, HAEMATOXYLIN
+from crc_helpers.tissue.slide import draw
 
 HERE = Path(__file__).parent
 CLASSES = ("Normal", "Polyp", "Serrated adenoma", "Low-grade IN")

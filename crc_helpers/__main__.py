@@ -1,5 +1,5 @@
 """`python -m crc_helpers` is `crc-course`."""
 
-from crc_helpers.course import main
+from crc_helpers.course.cli import main
 
 raise SystemExit(main())

@@ -12,7 +12,6 @@ import seaborn as sns
 from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from matplotlib_inline.backend_inline import set_matplotlib_formats
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_curve
 
@@ -28,6 +27,8 @@ def set_style() -> None:
 
     Pictures in notebooks are JPEG: as PNG the grain of tissue makes files that code hosts refuse.
     """
+    from matplotlib_inline.backend_inline import set_matplotlib_formats  # not outside Jupyter
+
     set_matplotlib_formats("jpeg", pil_kwargs={"quality": 72})
     sns.set_theme(context="notebook", style="ticks", palette="colorblind")
     plt.rcParams.update(

@@ -41,7 +41,7 @@ from crc_helpers.runs import (
     save_checkpoint,
     save_table,
 )
-from crc_helpers.tile_store import content_hash
+from crc_helpers.sources.store import content_hash
 
 
 @one_writer

@@ -6,15 +6,22 @@ published weights, which were trained on standardised images, have to adapt.
 """
 
 import contextlib
+import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 import torchvision
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.distributed.nn.functional import all_reduce
 from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.models.resnet import BasicBlock, ResNet
+
+from crc_helpers.runs import RunError, misfit, note_weights
 
 
 def build_backbone(name: str, weights: str | None = None) -> nn.Module:
@@ -195,3 +202,106 @@ def evaluating(network: nn.Module) -> Iterator[nn.Module]:
 def count_parameters(module: nn.Module) -> int:
     """Return the number of trainable scalars."""
     return sum(p.numel() for p in module.parameters() if p.requires_grad)
+
+
+# --- Weight files ---------------------------------------------------------------------------------
+
+
+class Facts(dict):
+    """The metadata of a weight file; what it lacks is said with the file's name."""
+
+    def __init__(self, path: Path, facts: dict[str, Any]) -> None:
+        super().__init__(facts)
+        self.path = path
+
+    def __missing__(self, name: str) -> None:
+        raise RunError(f"{self.path} does not say its {name}: take weights that a lesson has made")
+
+
+def read_facts(path: Path) -> dict[str, Any]:
+    """Return the metadata of a weight file.
+
+    Raises RunError where the file is missing or is no safetensors file, on asking for a fact that
+    it lacks, and for a size that is none or a network that it is too small to fill.
+    """
+    if not path.is_file():
+        raise RunError(
+            f"{path} is missing: run the lesson that makes it, or set START_FROM to 'shipped'"
+        )
+    try:
+        with safe_open(path, framework="pt") as file:
+            facts = Facts(path, {k: _parse(v) for k, v in (file.metadata() or {}).items()})
+            shapes = [file.get_slice(name).get_shape() for name in file.keys()]  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise RunError(
+            f"{path} is not a safetensors file ({error}): delete it and run again"
+        ) from None
+    for name, kind in (("backbone", str), ("classes", list)):
+        if name in facts and not isinstance(facts[name], kind):
+            raise RunError(f"{path} says its {name} is {facts[name]!r}: delete it")
+    size = facts.get("size", 96)
+    if type(size) is not int or not 8 <= size <= 2048:
+        raise RunError(f"{path} says its size is {size!r}, expected 8 to 2048 pixels: delete it")
+    if "backbone" in facts:
+        _require_room(facts, sum(map(math.prod, shapes)))
+    return facts
+
+
+def _require_room(facts: "Facts", numbers: int) -> None:
+    """Lessons build the network that a file names before they fill it: the file must hold as many
+    numbers as that network has. It is built on torch's meta device, which takes no memory.
+    """
+    name, classes = facts["backbone"], len(facts.get("classes", ()))
+    try:
+        with torch.device("meta"):
+            network = build_backbone(name)
+    except ValueError as error:
+        raise RunError(f"{facts.path}: {error}, or take weights that a lesson has made") from None
+    needed = sum(value.numel() for value in network.state_dict().values())
+    needed += classes * network.num_features
+    if needed > numbers:
+        raise RunError(
+            f"{facts.path} says its backbone is {name!r}, with {classes} classes, which has"
+            f" {needed:,} numbers, and it holds {numbers:,}: take weights that a lesson has made"
+        )
+
+
+def _parse(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):  # another program's metadata
+        return text
+
+
+def load_weights(path: Path, module: nn.Module) -> nn.Module:
+    """Fill a module from a weight file and return it.
+
+    Raises RunError where the file does not fit the module, holds numbers that are none, or was
+    made from other data or other weights than there are now.
+    """
+    if other := misfit(path, read_facts(path).get("made_from")):
+        raise RunError(
+            f"{path} was made from other {other} than there is now: run the lesson that makes it"
+            " again"
+        )
+    wanted = {name: list(value.shape) for name, value in module.state_dict().items()}
+    with safe_open(path, framework="pt") as file:  # shapes first: nothing large is read in vain
+        found = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+    for name in sorted(wanted.keys() | found.keys()):
+        if found.get(name) != wanted.get(name):
+            raise RunError(
+                f"{path} does not fit {type(module).__name__} ({name} is"
+                f" {found.get(name, 'missing')}, expected {wanted.get(name, 'nothing so called')}):"
+                " take weights of the same network"
+            )
+    try:
+        state = load_file(path)
+    except SafetensorError as error:  # a kind of number that torch lacks
+        raise RunError(f"{path} cannot be read ({error}): take a lesson's weights") from None
+    state = {k: v.float() if v.is_floating_point() else v for k, v in state.items()}
+    for name, value in state.items():
+        if not value.isfinite().all():
+            raise RunError(f"{path} holds NaN or infinity in {name}: delete it and run again")
+    module.load_state_dict(state)
+    note_weights(path)
+    return module

@@ -30,7 +30,7 @@ from crc_helpers.runs import (
     save_checkpoint,
     save_table,
 )
-from crc_helpers.tile_store import content_hash
+from crc_helpers.sources.store import content_hash
 
 
 def nt_xent(z1: Tensor, z2: Tensor, temperature: float, fabric: Fabric | None = None) -> Tensor:

@@ -25,11 +25,8 @@ import torch
 import torch.distributed as dist
 from filelock import FileLock, Timeout
 from lightning.fabric import Fabric, seed_everything
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import nn
-
-from crc_helpers import printable
 
 ROOT = Path(__file__).resolve().parent.parent  # the checkout; the package is installed editable
 SHIPPED = ROOT / "weights"
@@ -40,6 +37,14 @@ ARTEFACTS = (".json", ".csv", ".safetensors", ".npz")  # results; notebooks may 
 NOTES = "made_from.json"  # in the folder of a run: what each result in it was made from
 _made_from: dict[str, str] = {}  # hashes of what this process works on; see `work_on`
 _at_work: dict[str, Path] = {}  # "run": the folder that it leaves its results in
+
+
+def printable(message: str) -> str:
+    """One line of bounded length: a file or a cell may hold what a terminal obeys, or anything."""
+    line = " ".join(message.split())
+    if len(line) > 1000:
+        line = f"{line[:500]} … {line[-400:]}"
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
 
 
 class RunError(RuntimeError):
@@ -335,7 +340,7 @@ def say_misfits(run: Path) -> None:
     odd = [
         name
         for name, entry in notes.items()
-        if file_hash(run / name) != entry["sha256"] or _misfit(run / name, entry["made_from"])
+        if file_hash(run / name) != entry["sha256"] or misfit(run / name, entry["made_from"])
     ]
     if odd:
         print(f"{run}: {', '.join(map(printable, odd))} made from other data or weights than there"
@@ -384,110 +389,7 @@ def write_weights(path: Path, state: dict[str, torch.Tensor], facts: dict[str, s
         temporary.write_bytes(len(header).to_bytes(8, "little") + header + content[start:])
 
 
-class Facts(dict):
-    """The metadata of a weight file; what it lacks is said with the file's name."""
-
-    def __init__(self, path: Path, facts: dict[str, Any]) -> None:
-        super().__init__(facts)
-        self.path = path
-
-    def __missing__(self, name: str) -> None:
-        raise RunError(f"{self.path} does not say its {name}: take weights that a lesson has made")
-
-
-def read_facts(path: Path) -> dict[str, Any]:
-    """Return the metadata of a weight file.
-
-    Raises RunError where the file is missing or is no safetensors file, on asking for a fact that
-    it lacks, and for a size that is none or a network that it is too small to fill.
-    """
-    if not path.is_file():
-        raise RunError(
-            f"{path} is missing: run the lesson that makes it, or set START_FROM to 'shipped'"
-        )
-    try:
-        with safe_open(path, framework="pt") as file:
-            facts = Facts(path, {k: _parse(v) for k, v in (file.metadata() or {}).items()})
-            shapes = [file.get_slice(name).get_shape() for name in file.keys()]  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise RunError(
-            f"{path} is not a safetensors file ({error}): delete it and run again"
-        ) from None
-    for name, kind in (("backbone", str), ("classes", list)):
-        if name in facts and not isinstance(facts[name], kind):
-            raise RunError(f"{path} says its {name} is {facts[name]!r}: delete it")
-    size = facts.get("size", 96)
-    if type(size) is not int or not 8 <= size <= 2048:
-        raise RunError(f"{path} says its size is {size!r}, expected 8 to 2048 pixels: delete it")
-    if "backbone" in facts:
-        _require_room(facts, sum(map(math.prod, shapes)))
-    return facts
-
-
-def _require_room(facts: "Facts", numbers: int) -> None:
-    """Lessons build the network that a file names before they fill it: the file must hold as many
-    numbers as that network has. It is built on torch's meta device, which takes no memory.
-    """
-    from crc_helpers.models import build_backbone  # timm takes seconds, and is rarely needed
-
-    name, classes = facts["backbone"], len(facts.get("classes", ()))
-    try:
-        with torch.device("meta"):
-            network = build_backbone(name)
-    except ValueError as error:
-        raise RunError(f"{facts.path}: {error}, or take weights that a lesson has made") from None
-    needed = sum(value.numel() for value in network.state_dict().values())
-    needed += classes * network.num_features
-    if needed > numbers:
-        raise RunError(
-            f"{facts.path} says its backbone is {name!r}, with {classes} classes, which has"
-            f" {needed:,} numbers, and it holds {numbers:,}: take weights that a lesson has made"
-        )
-
-
-def _parse(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):  # another program's metadata
-        return text
-
-
-def load_weights(path: Path, module: nn.Module) -> nn.Module:
-    """Fill a module from a weight file and return it.
-
-    Raises RunError where the file does not fit the module, holds numbers that are none, or was
-    made from other data or other weights than there are now.
-    """
-    if other := _misfit(path, read_facts(path).get("made_from")):
-        raise RunError(
-            f"{path} was made from other {other} than there is now: run the lesson that makes it"
-            " again"
-        )
-    wanted = {name: list(value.shape) for name, value in module.state_dict().items()}
-    with safe_open(path, framework="pt") as file:  # shapes first: nothing large is read in vain
-        found = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
-    for name in sorted(wanted.keys() | found.keys()):
-        if found.get(name) != wanted.get(name):
-            raise RunError(
-                f"{path} does not fit {type(module).__name__} ({name} is"
-                f" {found.get(name, 'missing')}, expected {wanted.get(name, 'nothing so called')}):"
-                " take weights of the same network"
-            )
-    try:
-        state = load_file(path)
-    except SafetensorError as error:  # a kind of number that torch lacks
-        raise RunError(f"{path} cannot be read ({error}): take a lesson's weights") from None
-    state = {k: v.float() if v.is_floating_point() else v for k, v in state.items()}
-    for name, value in state.items():
-        if not value.isfinite().all():
-            raise RunError(f"{path} holds NaN or infinity in {name}: delete it and run again")
-    module.load_state_dict(state)
-    if _made_from:  # in a lesson, which began with `work_on`
-        _made_from[path.name] = file_hash(path)
-    return module
-
-
-def _misfit(path: Path, origin: Any) -> str:
+def misfit(path: Path, origin: Any) -> str:
     """The first of what a result was made from that is another now, or an empty word."""
     for name, before in origin.items() if isinstance(origin, dict) else ():
         if not name or Path(name).name != name or len(name) > 100:  # no file of a run
@@ -497,6 +399,12 @@ def _misfit(path: Path, origin: Any) -> str:
         if now != before and name != "code":  # newer code may read older weights
             return name
     return ""
+
+
+def note_weights(path: Path) -> None:
+    """Note the hash of weights that this process has loaded, once it has data to `work_on`."""
+    if _made_from:
+        _made_from[path.name] = file_hash(path)
 
 
 def start_file(name: str, run: str | Path, start_from: str) -> Path:

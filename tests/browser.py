@@ -1,13 +1,10 @@
 """The lessons in a real JupyterLab, operated in headless Chromium.
 
-What `test_browser.py` works with. As a script, it films two explorers for the README:
-
-    python tests/browser.py
+What `test_browser.py` and `tools/film.py` work with.
 """
 
 import base64
 import contextlib
-import io
 import json
 import pickle
 import re
@@ -15,7 +12,6 @@ import shutil
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,12 +19,11 @@ from pathlib import Path
 import nbformat
 import requests
 from jupyter_client import BlockingKernelClient, find_connection_file
-from PIL import Image
 from playwright.sync_api import TimeoutError as TooLate
-from playwright.sync_api import sync_playwright
 
 from crc_helpers import data
-from crc_helpers.course import ROOT, lesson_files, parameters_of, read_settings
+from crc_helpers.course.settings import lesson_files, parameters_of, read_settings
+from crc_helpers.runs import ROOT
 
 CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
@@ -244,46 +239,3 @@ def timed(page, control, act, limit: int = 30_000) -> tuple:
     milliseconds = page.evaluate(WAIT, limit)
     quiet(page)
     return milliseconds, box
-
-
-def film(page, address: str, number: str, scenes: list[tuple[str, str, int]], path: Path) -> None:
-    """Film the first explorer of a lesson: (a control's words, a key or "next", how often)."""
-    open_lesson(page, address, number)
-    explorer = whole(pictures(page)[0])
-    explorer.scroll_into_view_if_needed()
-    frames = []
-    for words, key, times in [("", "", 1), *scenes]:
-        for _ in range(times):
-            if words:
-                moved = control(page, words)
-                if key == "next":  # of a list
-                    moved.select_option(index=moved.evaluate("list => list.selectedIndex + 1"))
-                else:
-                    moved.press(key)
-                page.wait_for_timeout(1500)
-                quiet(page)
-            frames.append(Image.open(io.BytesIO(explorer.screenshot())).convert("RGB"))
-    stop_kernels(address)
-    times = [700] * (len(frames) - 1) + [2500]
-    frames[0].save(path, save_all=True, append_images=frames[1:], duration=times, loop=0,
-                   quality=60, method=6)  # fmt: skip
-
-
-def main() -> None:
-    """Film the tissue explorer and Grad-CAM into `figures/`."""
-    folder = Path(tempfile.mkdtemp())
-    small_lessons(folder)
-    with jupyterlab(folder) as address, sync_playwright() as p:
-        browser = p.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 1280, "height": 1400})
-        up = [("severity", "PageUp", 7), ("cut angle", "PageUp", 7)]
-        film(page, address, "01", up, ROOT / "figures" / "explorer_tissue.webp")
-        shown = [("tile", "next", 7), ("boxes at", "PageDown", 2), ("opacity", "PageDown", 2)]
-        shown += [("cover: side", "PageUp", 4), ("cover: across", "PageDown", 3)]
-        film(page, address, "06", shown, ROOT / "figures" / "explorer_grad_cam.webp")
-        browser.close()
-    shutil.rmtree(folder)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,6 +1,7 @@
 """What several test files share: an engine, and tiles small enough to train on."""
 
 import os
+import sys
 
 # One thread each, for the kernels and programs that tests start too: on networks this small several
 # threads only wait for each other, and `make test` has several processes.
@@ -12,6 +13,9 @@ import torch
 from lightning.fabric import Fabric
 
 from crc_helpers import runs
+
+# Scripts, to be imported by tests; after all else, for one may be called as a module of Python is.
+sys.path += [str(runs.ROOT / folder) for folder in ("studies", "tools")]
 
 
 def pytest_collection_modifyitems(items):

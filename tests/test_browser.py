@@ -36,10 +36,13 @@ from playwright.sync_api import sync_playwright
 
 from crc_helpers import data, explorers, models, runs
 from crc_helpers.augmentation import VIEWS, shrink
-from crc_helpers.course import lesson_files
+from crc_helpers.course.settings import lesson_files
+from crc_helpers.explorers import base as base_explorer
+from crc_helpers.explorers import heat as heat_explorer
+from crc_helpers.explorers import views as views_explorer
 from crc_helpers.figures import set_style
 from crc_helpers.fine_tuning import predict
-from crc_helpers.synthetic_tissue import CLASS_NAMES, TissueParameters
+from crc_helpers.tissue.parameters import CLASS_NAMES, TissueParameters
 
 pytestmark = [
     pytest.mark.slow,
@@ -298,7 +301,7 @@ def selected(page, words, which=0):
 def given(lab, kind, names):
     """What a lesson gave the explorer of this kind that it shows; names: its attributes."""
     values = ", ".join(f"e.{name}" for name in names.split())
-    return evaluate(lab, f"next(({values},) for _, shown in explorers.SHOWN.values()"
+    return evaluate(lab, f"next(({values},) for _, shown in base_explorer.SHOWN.values()"
                     f" for e in shown if type(e).__name__ == {kind!r})")  # fmt: skip
 
 
@@ -311,19 +314,23 @@ def at_ends(names):
 def tissue_now(page, run, lab):
     """What the tissue explorer should show with each slider at its end."""
     names = [describe(h).replace(" ", "_") for h in page.locator(".noUi-handle").all()]
-    return [explorers.as_png([explorers.tissue_figure(at_ends(names), 7)])]
+    return [base_explorer.as_png([explorers.tissue_figure(at_ends(names), 7)])]
 
 
 def views_now(page, run, lab):
     """What the views explorer should show with each transform at its strongest, no flips, turns."""
     tiles, _ = data.recall(run, "run")
     i = list(tiles.ids).index(selected(page, "tile").split(", ")[1])
-    ends = {name: high for name, _, high in explorers.STRENGTHS.values()}
-    ends |= {"crop": (explorers.STRENGTHS["smallest crop"][1], 1.0), "flip": False, "turn": True}
+    ends = {name: high for name, _, high in views_explorer.STRENGTHS.values()}
+    ends |= {
+        "crop": (views_explorer.STRENGTHS["smallest crop"][1], 1.0),
+        "flip": False,
+        "turn": True,
+    }
     ends["blur_sigma"] = VIEWS["paper"].blur_sigma[0], ends["blur_sigma"]
     views = replace(VIEWS["paper"], **ends)
     figure = explorers.views_figure(tiles.images[i], views, 64, 8, tiles.masks[i])
-    return [explorers.as_png([figure])]
+    return [base_explorer.as_png([figure])]
 
 
 def embedding_now(page, run, lab):
@@ -335,21 +342,21 @@ def embedding_now(page, run, lab):
     at = maps[name] - maps[name].min(0)
     i = int(np.hypot(*(at / at.max(0) - [0, 1]).T).argmin())
     given_so = maps[name], features[name], tiles, i, selected(page, "colour by"), name
-    return [explorers.as_png([explorers.embedding_figure(*given_so)])]
+    return [base_explorer.as_png([explorers.embedding_figure(*given_so)])]
 
 
 def temperature_now(page, run, lab):
     """What the temperature explorer should show at 1, and the embedding below it."""
     similarity, names, labels = given(lab, "TemperatureExplorer", "similarity names labels")
     figure = explorers.temperature_figure(similarity, names, 1.0, labels)
-    return [explorers.as_png([figure]), *embedding_now(page, run, lab)]
+    return [base_explorer.as_png([figure]), *embedding_now(page, run, lab)]
 
 
 def classifier(run):
     """The shipped network, and the side of its input."""
-    facts = runs.read_facts(run / "classifier.safetensors")
+    facts = models.read_facts(run / "classifier.safetensors")
     model = models.Classifier(models.Encoder(facts["backbone"]), 2)
-    return runs.load_weights(run / "classifier.safetensors", model).eval(), facts["size"]
+    return models.load_weights(run / "classifier.safetensors", model).eval(), facts["size"]
 
 
 def threshold_now(page, run, lab):
@@ -360,7 +367,7 @@ def threshold_now(page, run, lab):
     score = predict(model, tiles.images.pick(parts.test), size, engine)[:, 1]
     test = tiles.subset(parts.test)
     metrics = explorers.threshold_figure(test.labels, score, tiles.class_names, 0.48, 0.99)
-    return [explorers.as_png([metrics, explorers.cell_figure(test, score, 0.48, 0, 0)])]
+    return [base_explorer.as_png([metrics, explorers.cell_figure(test, score, 0.48, 0, 0)])]
 
 
 def chosen_tile(page, run):
@@ -378,7 +385,7 @@ def grad_cam_at_first(page, run):
     title = f"{title}\n{selected(page, 'network')}"
     model, size = classifier(run)
     figure = explorers.explanation_figure(model, image, size, target=1, title=title, **words)
-    return explorers.as_png([figure])
+    return base_explorer.as_png([figure])
 
 
 def grad_cam_now(page, run, lab):
@@ -393,10 +400,12 @@ def grad_cam_now(page, run, lab):
     target = tiles.class_names.index(selected(page, "class explained"))
     compared = selected(page, "compare with").removeprefix("network: ")
     rows, square = [selected(page, "network"), compared], (1.0, 1.0, 0.6)
-    covered = explorers.paint_over(image, square)
+    covered = heat_explorer.paint_over(image, square)
     strip = torch.from_numpy(np.stack([*tiles.images[offered], covered]))
     top = max(
-        float(explorers.METHODS[method](networks[name], shrink(strip, size), target, layer).max())
+        float(
+            heat_explorer.METHODS[method](networks[name], shrink(strip, size), target, layer).max()
+        )
         for name in rows
     )
     live = explorers.live_figure(
@@ -410,7 +419,7 @@ def grad_cam_now(page, run, lab):
         )
         for name in rows
     ]  # fmt: skip
-    return [explorers.as_png(figures), explorers.as_png([live])]
+    return [base_explorer.as_png(figures), base_explorer.as_png([live])]
 
 
 def live_knobs(page):

@@ -9,14 +9,22 @@ import tomllib
 
 import nbformat
 import numpy as np
+import publish
 import pytest
 import torch
 import yaml
 
-from crc_helpers import course, data, models, pretraining
+from crc_helpers import data, models, pretraining
 from crc_helpers.augmentation import VIEWS
-from crc_helpers.course import ROOT, UsageError, lesson_files, main, parameters_of, read_settings
+from crc_helpers.course import cli as course_cli
+from crc_helpers.course import doctor
+from crc_helpers.course import page as course_page
+from crc_helpers.course import run as course_run
+from crc_helpers.course import settings as course_settings
+from crc_helpers.course.cli import main
+from crc_helpers.course.settings import UsageError, lesson_files, parameters_of, read_settings
 from crc_helpers.runs import (
+    ROOT,
     RunError,
     file_hash,
     make_fabric,
@@ -111,7 +119,7 @@ def test_what_the_system_refuses_is_said_with_its_own_advice(error, words, capsy
     def fail(_arguments):
         raise error
 
-    monkeypatch.setattr(course, "doctor", fail)
+    monkeypatch.setattr(course_cli, "doctor", fail)
     assert main(["doctor"]) == 2
     said = capsys.readouterr().err
     assert words in said and len(said.strip().splitlines()) == 1 and said.strip().isprintable()
@@ -141,7 +149,7 @@ def test_pages_are_read_offline(tmp_path):
     state = {"application/vnd.jupyter.widget-state+json": {"state": {}, "version_major": 2}}
     book = new.new_notebook(cells=cells, metadata={"widgets": state})
     nbformat.write(book, tmp_path / "a.ipynb")
-    html = course.page(tmp_path / "a.ipynb")
+    html = course_page.page(tmp_path / "a.ipynb")
     assert "0.91 ± 0.02" in html and "<title>a</title>" in html
     assert "widget-view" not in html and "widget-state" not in html and "Bar()" not in html
     remote = re.findall(r"""(?:src|href)=["'](https?://[^"']*)|import\(["'](https?:[^"']*)""", html)
@@ -154,7 +162,7 @@ def test_a_page_of_other_settings_says_so_and_links_to_what_is_there(tmp_path):
     text = "[next](02_augmentation_gallery.ipynb) [speed](../benchmarks/SPEED.md)"
     book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(text)])
     nbformat.write(book, tmp_path / "a.ipynb")
-    html = course.page(tmp_path / "a.ipynb", {"SEED": 7, "DATA_ROOT": "`<script>"})
+    html = course_page.page(tmp_path / "a.ipynb", {"SEED": 7, "DATA_ROOT": "`<script>"})
     assert html.index("A run of its own") < html.index(">next<")
     assert "SEED = 7" in html and "'&lt;script&gt;" in html
     assert 'href="02_augmentation_gallery.html"' in html
@@ -169,8 +177,8 @@ def test_doctor_ends_in_ok_here(capsys):
 
 
 def test_doctor_says_what_to_do(capsys, monkeypatch):
-    old = {**course.versions(), "torch": "2.4.0"}
-    monkeypatch.setattr(course, "versions", lambda: old)
+    old = {**doctor.versions(), "torch": "2.4.0"}
+    monkeypatch.setattr(doctor, "versions", lambda: old)
     assert main(["doctor"]) == 1
     assert "FAIL\n- torch 2.11 or newer is needed: pip install" in capsys.readouterr().out
 
@@ -258,10 +266,10 @@ def test_what_a_run_holds_of_other_data_is_said(folder_of_tiles, tmp_path, capsy
 def test_metrics_keep_their_origin_when_seconds_are_added(tmp_path):
     path = tmp_path / "metrics.json"
     path.write_text("{}")
-    course._complete_metrics(tmp_path, {}, "ci")  # of which nothing was noted
+    course_run._complete_metrics(tmp_path, {}, "ci")  # of which nothing was noted
     assert not read_notes(tmp_path)
     note(path, {"data": "x"}, {"SEED": 1})
-    course._complete_metrics(tmp_path, {}, "class")
+    course_run._complete_metrics(tmp_path, {}, "class")
     entry = {"sha256": file_hash(path), "made_from": {"data": "x"}, "parameters": {"SEED": 1}}
     assert read_notes(tmp_path) == {"metrics.json": entry}
 
@@ -283,7 +291,7 @@ def test_a_lesson_runs_again_where_the_data_has_changed(folder_of_tiles, tmp_pat
         (out / file.name).write_text("{}")
         return 0
 
-    monkeypatch.setattr(course, "_execute", execute)
+    monkeypatch.setattr(course_run, "_execute", execute)
     command = ["run", "--lessons", "01", "--data", "folder", "--data-root", str(folder_of_tiles),
                "--out", str(tmp_path / "run")]  # fmt: skip
     assert main(command) == main(command) == 0 and len(ran) == 1
@@ -294,10 +302,12 @@ def test_a_lesson_runs_again_where_the_data_has_changed(folder_of_tiles, tmp_pat
 def test_a_folder_and_a_cache_are_those_of_where_one_stands(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("CRC_HELPERS_CACHE", "mine")
-    given = course.parse(["run", "--set", "DATA_ROOT=tiles"])
+    given = course_cli.parse(["run", "--set", "DATA_ROOT=tiles"])
     parameters = {file: parameters_of(file) for file in lesson_files()}
-    assert course._settings(given, parameters)["DATA_ROOT"] == str(tmp_path / "tiles")
-    monkeypatch.setattr(course, "run", lambda _: 0)
+    assert course_settings.lesson_settings(given, parameters)["DATA_ROOT"] == str(
+        tmp_path / "tiles"
+    )
+    monkeypatch.setattr(course_cli, "run", lambda _: 0)
     assert main(["run"]) == 0 and os.environ["CRC_HELPERS_CACHE"] == str(tmp_path / "mine")
 
 
@@ -317,7 +327,7 @@ def test_clean_keeps_the_parameters_cell_and_drops_what_changes():
         ],
         metadata={"widgets": {"state": 1}},
     )  # fmt: skip
-    cleaned = course.clean(executed, source, "/somewhere/run")
+    cleaned = publish.clean(executed, source, "/somewhere/run")
     assert [c.source for c in cleaned.cells] == ["A = 1", "print(A)"]
     assert [c.execution_count for c in cleaned.cells] == [1, 2]
     said, table = cleaned.cells[1].outputs
@@ -371,5 +381,5 @@ def test_pretrain_counts_the_devices_that_a_launcher_has_started(monkeypatch, sa
         monkeypatch.delenv(name, raising=False)
     for name, value in said.items():
         monkeypatch.setenv(name, value)
-    given = course.parse(["pretrain"])
+    given = course_cli.parse(["pretrain"])
     assert (given.devices, given.num_nodes) == (devices, nodes)

@@ -17,8 +17,15 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from crc_helpers import data, data_readers, tile_store
-from crc_helpers.data import DataError, Split, Tiles, check, load_tiles, prepare, split, watched
+from crc_helpers.course import check as data_check
+from crc_helpers.course.check import check, prepare
+from crc_helpers.data import Split, Tiles, load_tiles, split, watched
+from crc_helpers.sources import cache as tile_cache
+from crc_helpers.sources import drawn, ebhi
+from crc_helpers.sources import files as data_files
+from crc_helpers.sources import images as image_reader
+from crc_helpers.sources import store as tile_store
+from crc_helpers.sources.base import DataError
 
 EBHI_SEG = Path(__file__).resolve().parents[2] / "shared" / "data" / "ebhi_seg"
 HEADER = "Image Name,Majority Vote Label,Number of Annotators who Selected SSA (Out of 7),Partition"
@@ -67,7 +74,7 @@ def make_folder(root, classes=("benign", "malignant"), count=3):
 
 
 def make_ebhi(root):
-    for c, name in enumerate(data_readers.EBHI_CLASSES):
+    for c, name in enumerate(ebhi.EBHI_CLASSES):
         for i in range(2):
             file = f"{'GTxc' if i else 'GTXC'}190{c // 2}-1-400-00{i}.png"
             save(root / "EBHI-SEG" / name / "image" / file, 10 * c + i)
@@ -259,7 +266,7 @@ def test_bad_image(tmp_path, cache, name, content, words):
 
 def test_decompression_bomb(tmp_path, monkeypatch):
     root = make_folder(tmp_path / "f")
-    monkeypatch.setattr(data_readers, "PIXEL_LIMIT", 100)
+    monkeypatch.setattr(image_reader, "PIXEL_LIMIT", 100)
     refused(lambda: load_tiles("folder", root, size=16), "0.png", "bomb", "5 more", "tiles")
 
 
@@ -442,9 +449,9 @@ def test_ebhi_classes(tmp_path, monkeypatch):
     tiles = load_tiles("ebhi", root, size=16, classes=("Polyp", "Normal"))
     assert tiles.class_names == ("Polyp", "Normal")
     assert np.bincount(tiles.labels + 1).tolist() == [9, 2, 2]
-    monkeypatch.setattr(data_readers, "decode", None)  # other classes need no new decoding
+    monkeypatch.setattr(image_reader, "decode", None)  # other classes need no new decoding
     everything = load_tiles("ebhi", root, size=16, classes="all")
-    assert everything.class_names == data_readers.EBHI_CLASSES and everything.labels.min() == 0
+    assert everything.class_names == ebhi.EBHI_CLASSES and everything.labels.min() == 0
     refused(lambda: load_tiles("ebhi", root, size=16, classes=["Polyp", "HP"]), "'HP'", "Polyp")
     for one in (["Polyp"], "Polyp", ["Polyp", "Polyp"]):
         refused(lambda one=one: load_tiles("ebhi", root, size=16, classes=one), "one class only")
@@ -459,7 +466,7 @@ def test_ebhi_classes(tmp_path, monkeypatch):
     ],
 )
 def test_ebhi_case(file, case):
-    assert data_readers.ebhi_case(file) == case
+    assert ebhi.ebhi_case(file) == case
 
 
 def test_ebhi_bad_names_and_masks(tmp_path):
@@ -471,7 +478,7 @@ def test_ebhi_bad_names_and_masks(tmp_path):
     save(mask, np.zeros((8, 8), np.uint8))
     refused(lambda: load_tiles("ebhi", root, size=16), mask.name, "8×8", "16×16", "restore")
     save(mask, np.uint8([[127, 128]] * 2))
-    assert data_readers.decode_mask(mask, 2, (2, 2)).tolist() == [[0, 1]] * 2
+    assert image_reader.decode_mask(mask, 2, (2, 2)).tolist() == [[0, 1]] * 2
     save(mask, np.eye(16, dtype=np.uint8))  # 0 and 1, as many label files have it
     refused(lambda: load_tiles("ebhi", root, size=16), mask.name, "brightest value is 1", "255")
 
@@ -574,7 +581,7 @@ def test_synthetic_is_drawn_again_when_it_should(cache, monkeypatch):
     assert len(visible(cache)) == 1
     load_tiles(n=6, size=24, seed=1)
     load_tiles(n=6, size=24, shortcut="ink")
-    monkeypatch.setattr(data, "_code", lambda module: "edited")
+    monkeypatch.setattr(drawn, "code_of", lambda module: "edited")
     load_tiles(n=6, size=24)
     assert len(visible(cache)) == 4
 
@@ -585,7 +592,7 @@ def test_synthetic_is_drawn_again_when_it_should(cache, monkeypatch):
 def test_cache_opens_and_never_decodes_twice(tmp_path, monkeypatch):
     root = make_folder(tmp_path / "f")
     first = load_tiles("folder", root, size=16)
-    monkeypatch.setattr(data_readers, "decode", None)
+    monkeypatch.setattr(image_reader, "decode", None)
     again = load_tiles("folder", root, size=16)
     with pytest.raises(ValueError, match="copy the tiles"):
         again.images[0] = 0
@@ -607,7 +614,7 @@ def test_cache_notices_a_change(tmp_path, cache, monkeypatch, change):
         files = [f"{path.parent.name}/{path.name},s" for path in root.glob("*/*.png")]
         (root / "groups.csv").write_text("\n".join(["file,group", *files]))
     elif change == "code":
-        monkeypatch.setattr(data, "_code", lambda module: "edited")
+        monkeypatch.setattr(data_files, "code_of", lambda module: "edited")
     load_tiles("folder", root, size=8 if change == "size" else 16)
     assert len(visible(cache)) == 2
 
@@ -630,7 +637,7 @@ def test_cache_damaged_full_or_forbidden(tmp_path, cache, monkeypatch):
     refused(lambda: load_tiles("folder", root, size=16), built.name, "damaged", "delete")
     tile_store.create(built, "images", (1, 3, 16, 16))
     refused(lambda: load_tiles("folder", root, size=16), built.name, "another size", "delete")
-    monkeypatch.setattr(data.shutil, "disk_usage", lambda _: types.SimpleNamespace(free=10))
+    monkeypatch.setattr(tile_cache.shutil, "disk_usage", lambda _: types.SimpleNamespace(free=10))
     refused(lambda: load_tiles("folder", root, size=8), str(cache), "free", "make room")
     (tmp_path / "file").write_text("")
     refused(lambda: load_tiles("folder", root, size=8, cache=tmp_path / "file"),
@@ -782,7 +789,7 @@ def test_check_reports_and_draws(tmp_path):
 
 def test_check_of_partitions_and_limits(monkeypatch):
     partition = np.where(np.arange(len(LABELS)) % 4 == 0, "test", "train")
-    monkeypatch.setattr(data, "NEAR_LIMIT", 100)
+    monkeypatch.setattr(data_check, "NEAR_LIMIT", 100)
     lines = "\n".join(check(fake_tiles(LABELS, GROUPS, partition)))
     assert "partition: test 300, train 900" in lines and "in two partitions: " in lines
     assert "class (none in this task): 300" in lines and "among 100 of the tiles" in lines
@@ -840,7 +847,7 @@ def record(tmp_path):
 
 def test_prepare_ebhi_downloads_verifies_and_unpacks(tmp_path, record):
     out = tmp_path / "out"
-    assert data_readers.download_ebhi(out, f"{record.url}/record") == out / "EBHI-SEG"
+    assert ebhi.download_ebhi(out, f"{record.url}/record") == out / "EBHI-SEG"
     assert len(load_tiles("ebhi", out, size=16)) == 13
     assert sorted(path.name for path in visible(out)) == ["EBHI-SEG", "EBHI-SEG.zip"]
     record.asked.clear()
@@ -850,11 +857,11 @@ def test_prepare_ebhi_downloads_verifies_and_unpacks(tmp_path, record):
 def test_prepare_ebhi_resumes(tmp_path, record):
     out, api = tmp_path / "out", f"{record.url}/record"
     record.break_after = 200_000
-    refused(lambda: data_readers.download_ebhi(out, api), "failed", "goes on where it stopped")
+    refused(lambda: ebhi.download_ebhi(out, api), "failed", "goes on where it stopped")
     assert (out / "EBHI-SEG.zip.part").stat().st_size == 196_608  # whole blocks
     assert not (out / "EBHI-SEG").exists()
     record.break_after = None
-    data_readers.download_ebhi(out, api)
+    ebhi.download_ebhi(out, api)
     assert record.asked[-1] == ("/zip", "bytes=196608-")
     assert len(load_tiles("ebhi", out, size=16)) == 13
 
@@ -862,14 +869,14 @@ def test_prepare_ebhi_resumes(tmp_path, record):
 def test_prepare_ebhi_refuses_another_file(tmp_path, record):
     record.md5 = "0" * 32
     out = tmp_path / "out"
-    refused(lambda: data_readers.download_ebhi(out, f"{record.url}/record"), "EBHI-SEG.zip", "MD5")
+    refused(lambda: ebhi.download_ebhi(out, f"{record.url}/record"), "EBHI-SEG.zip", "MD5")
     assert not visible(out)
 
 
 def test_prepare_ebhi_without_network(tmp_path):
     out = tmp_path / "out"
-    refused(lambda: data_readers.download_ebhi(out, "http://127.0.0.1:9/record"),
-            "failed", "by hand", data_readers.EBHI_PAGE, str(out))  # fmt: skip
+    refused(lambda: ebhi.download_ebhi(out, "http://127.0.0.1:9/record"),
+            "failed", "by hand", ebhi.EBHI_PAGE, str(out))  # fmt: skip
 
 
 @pytest.mark.parametrize("nested", ["", "deep/er/"])
@@ -901,7 +908,7 @@ def member(name, mode=0o100644, content=b"x"):
     ],
 )
 def test_prepare_ebhi_unpacks_safely(tmp_path, monkeypatch, entry, words):
-    monkeypatch.setattr(data_readers, "UNPACKED_LIMIT", 2000)
+    monkeypatch.setattr(ebhi, "UNPACKED_LIMIT", 2000)
     with zipfile.ZipFile(tmp_path / "x.zip", "w") as content:
         content.writestr(*entry)
     refused(lambda: prepare("ebhi", tmp_path), "x.zip", *words)
@@ -924,7 +931,7 @@ def test_prepare_others(tmp_path):
 
 def test_what_a_dead_writers_helpers_leave_while_another_writes_is_cleared_too(tmp_path):
     final = tmp_path / "made"
-    with data_readers.whole_folder(final) as folder:
+    with tile_cache.whole_folder(final) as folder:
         (folder / "own").touch()
         orphan = tmp_path / ".made.0123abcd" / "images"
         orphan.mkdir(parents=True)

@@ -21,12 +21,10 @@ from sklearn.metrics import confusion_matrix
 from sklearn.neighbors import NearestNeighbors
 from traitlets import TraitError
 
-from crc_helpers import explorers
 from crc_helpers.augmentation import VIEWS, draw_parameters, shrink
 from crc_helpers.data import Tiles, load_tiles
 from crc_helpers.evaluation import wilson_interval
 from crc_helpers.explorers import (
-    Asked,
     EmbeddingExplorer,
     GradCamExplorer,
     LiveExplorer,
@@ -38,19 +36,22 @@ from crc_helpers.explorers import (
     embedding_figure,
     explanation_figure,
     nearest,
-    paint_over,
-    still_shown,
     temperature_figure,
     threshold_figure,
     tissue_figure,
     views_figure,
-    views_of,
 )
+from crc_helpers.explorers import base as base_explorer
+from crc_helpers.explorers import grad_cam as cam_explorer
+from crc_helpers.explorers import heat as heat_explorer
+from crc_helpers.explorers.grad_cam import Asked
+from crc_helpers.explorers.heat import paint_over
+from crc_helpers.explorers.views import still_shown, views_of
 from crc_helpers.fine_tuning import predict
 from crc_helpers.grad_cam import grad_cam
 from crc_helpers.models import Classifier, Encoder
 from crc_helpers.pretraining import nt_xent
-from crc_helpers.synthetic_tissue import TissueParameters
+from crc_helpers.tissue.parameters import TissueParameters
 
 
 @pytest.fixture
@@ -153,11 +154,11 @@ def test_an_upload_stays_in_the_list_until_another_takes_its_place(explorer, mon
     row = np.asarray(Image.open(io.BytesIO(explorer.strip.value)))
     assert not [k for k in range(3) if (row[40, 78 * k : 78 * k + 3] == 0).all()]  # no frame
     explorer.filter.value = "class SSA"  # offers other tiles, and leaves the picture
-    assert explorer.tile.value == explorers.OWN and explorer.message.value == ""
+    assert explorer.tile.value == cam_explorer.OWN and explorer.message.value == ""
     explorer.filter.value = "all"
     explorer.tile.value = 1
     assert explorer.chosen()[2] == "truth: SSA"
-    explorer.tile.value = explorers.OWN
+    explorer.tile.value = cam_explorer.OWN
     assert explorer.chosen()[2].startswith("green.png")
     assert drawn == [-1, 1, -1, -1, -1, -1, 1, -1]  # once each
 
@@ -166,7 +167,7 @@ def test_a_network_that_fails_while_tiles_are_offered_becomes_a_sentence(explore
     def fail(*_):
         raise RuntimeError("the lamp is broken")
 
-    monkeypatch.setattr(explorers, "predict", fail)
+    monkeypatch.setattr(cam_explorer, "predict", fail)
     before = explorer.picture.value
     explorer.filter.value = "wrong"
     assert explorer.message.value == "Not drawn: the lamp is broken"
@@ -253,7 +254,7 @@ def test_one_scale_for_all_includes_what_is_shown_outside_the_strip(explorer, mo
     assert explorer.top() == max(*ends, 1e-6) > 1e-6
 
 
-@pytest.mark.parametrize("method", explorers.METHODS)
+@pytest.mark.parametrize("method", heat_explorer.METHODS)
 def test_every_method_draws_its_own_map(explorer, parts, method):
     explorer.layer.value, explorer.method.value = "layer2", method
     found = explorer.explained(Asked("trained", 1, "layer2", method))[0]
@@ -356,8 +357,8 @@ def test_nothing_of_an_upload_is_written_to_disk(explorer, written, tmp_path, fo
 
 def test_what_only_changes_the_look_asks_the_network_nothing(explorer, monkeypatch):
     asked = []
-    whole = explorers.grad_cam
-    monkeypatch.setattr(explorers, "grad_cam", lambda *a: asked.append(a) or whole(*a))
+    whole = heat_explorer.grad_cam
+    monkeypatch.setattr(heat_explorer, "grad_cam", lambda *a: asked.append(a) or whole(*a))
     for control, value in (("threshold", 0.2), ("opacity", 0.1), ("raw", True)):
         getattr(explorer, control).value = value
     assert not asked
@@ -386,17 +387,17 @@ def test_a_control_that_fails_is_noticed(explorer, monkeypatch):
 
 @pytest.mark.parametrize(("value", "words"), [(0, "0 everywhere"), (np.nan, "NaN or infinity")])
 def test_a_map_without_heat_says_which_kind(parts, value, words):
-    heat = explorers.explain(parts[0], parts[1].images[0], 64, 1)
+    heat = heat_explorer.explain(parts[0], parts[1].images[0], 64, 1)
     heat = replace(heat, cells=0 * heat.cells + value, smooth=0 * heat.smooth + value)
-    figure = explorers.draw_heat(heat, ("HP", "SSA"), mask=parts[1].masks[0])
+    figure = heat_explorer.draw_heat(heat, ("HP", "SSA"), mask=parts[1].masks[0])
     assert words in figure.axes[1].get_title()
-    explorers.as_png([figure])
+    base_explorer.as_png([figure])
 
 
 def test_a_network_in_training_mode_explains_as_in_evaluation_and_learns_nothing(parts):
     model = copy.deepcopy(parts[0])
-    first = explorers.explain(model.eval(), parts[1].images[0], 64, 1)
-    again = explorers.explain(model.train(), parts[1].images[0], 64, 1)
+    first = heat_explorer.explain(model.eval(), parts[1].images[0], 64, 1)
+    again = heat_explorer.explain(model.train(), parts[1].images[0], 64, 1)
     np.testing.assert_array_equal(first.chances, again.chances)
     assert model.training and all(
         torch.equal(a, b) for a, b in zip(model.buffers(), parts[0].buffers(), strict=True)
@@ -595,8 +596,8 @@ def test_while_it_draws_an_explorer_says_so(parts, kind, monkeypatch):
 def test_a_cell_that_is_run_again_lets_its_explorer_go(parts, kind, monkeypatch):
     """And no other: the page's other cells, and what the same run showed, stay."""
     now = ["cell 1", "run 1"]
-    monkeypatch.setattr(explorers, "running_cell", lambda: tuple(now))
-    monkeypatch.setattr(explorers, "SHOWN", {})
+    monkeypatch.setattr(base_explorer, "running_cell", lambda: tuple(now))
+    monkeypatch.setattr(base_explorer, "SHOWN", {})
     models = [Classifier(Encoder("resnet8"), 2).eval() for _ in range(4)]
     first, second, elsewhere = (KINDS[kind](parts[1], model) for model in models[:3])
     outputs = [first.show(), second.show()]  # as IPython's Out has them

@@ -21,16 +21,23 @@ from PIL import Image
 
 from crc_helpers import (
     augmentation,
-    claims_on_trial,
+    claims,
     evaluation,
-    explanations_on_trial,
+    explanations,
     fine_tuning,
     grad_cam,
     models,
     pretraining,
 )
-from crc_helpers.course import NOTEBOOKS, PRESETS, lesson_files, main, parameters_of, read_settings
-from crc_helpers.synthetic_cohort import make_cohort
+from crc_helpers.course.cli import main
+from crc_helpers.course.settings import (
+    NOTEBOOKS,
+    PRESETS,
+    lesson_files,
+    parameters_of,
+    read_settings,
+)
+from crc_helpers.tissue.cohort import make_cohort
 
 LESSONS = lesson_files()
 ids = [f.stem for f in LESSONS]
@@ -231,7 +238,7 @@ def test_objectives_shown_are_those_shared():
         "barlow_twins_loss": (z[0], z[1]),
         "sup_con_loss": (z[0], z[1], labels, 0.2),
     }.items():
-        torch.testing.assert_close(lesson[name](*given), getattr(claims_on_trial, name)(*given))
+        torch.testing.assert_close(lesson[name](*given), getattr(claims, name)(*given))
 
 
 @pytest.mark.parametrize("name", ["brightness", "contrast", "saturation"])
@@ -294,9 +301,9 @@ def test_tests_shown_in_lesson_07_are_those_shared():
     lesson, rng = shown(7), np.random.default_rng(0)
     for _ in range(5):
         first, second = rng.random((2, 90)) < 0.7
-        assert lesson["mcnemar"](first, second) == claims_on_trial.mcnemar_test(first, second)
+        assert lesson["mcnemar"](first, second) == claims.mcnemar_test(first, second)
     p = rng.random(6) / 5
-    np.testing.assert_allclose(lesson["holm"](p), claims_on_trial.holm(p))
+    np.testing.assert_allclose(lesson["holm"](p), claims.holm(p))
 
 
 @pytest.fixture
@@ -313,14 +320,14 @@ def explained():
 @pytest.mark.parametrize("layer", ["layer2", "layer3"])
 def test_other_cams_shown_are_those_shared(explained, name, layer):
     found = shown(8)[name](*grad_cam.evidence(*explained, layer)[:2])
-    shared = getattr(explanations_on_trial, name)(*explained, layer)
+    shared = getattr(explanations, name)(*explained, layer)
     assert shared.max() > 0
     torch.testing.assert_close(found, shared)
 
 
 def test_integrated_gradients_shown_are_those_shared(explained):
     model, images, target = explained
-    shared = explanations_on_trial.integrated_gradients(model, images, target, 100)
+    shared = explanations.integrated_gradients(model, images, target, 100)
     for image, c, expected in zip(images, target, shared, strict=True):
         found = shown(8)["path_gradients"](model, image[None], int(c), 100)
         # Their points on the way differ, and so do the sums, a little.
@@ -329,7 +336,7 @@ def test_integrated_gradients_shown_are_those_shared(explained):
 
 def test_occlusion_shown_is_the_occlusion_shared(explained):
     model, images, target = explained
-    shared = explanations_on_trial.occlusion(model, images, target, 16, 16)
+    shared = explanations.occlusion(model, images, target, 16, 16)
     for image, c, expected in zip(images, target, shared, strict=True):
         found = shown(8)["cover"](model, image[None], int(c), 16)
         torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-3)
@@ -338,8 +345,8 @@ def test_occlusion_shown_is_the_occlusion_shared(explained):
 def test_deletion_shown_is_the_deletion_shared(explained):
     model, images, target = explained
     heat, shares = np.random.default_rng(0).random((2, 64, 64)), (0, 0.1, 0.3, 0.8)
-    shared = explanations_on_trial.perturbation_curve(
-        model, images, target, heat, explanations_on_trial.mean_fill, shares
+    shared = explanations.perturbation_curve(
+        model, images, target, heat, explanations.mean_fill, shares
     )
     assert np.ptp(shared, axis=1).max() > 0.01
     with torch.no_grad():

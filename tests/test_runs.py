@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from crc_helpers import runs
-from crc_helpers.models import Encoder
+from crc_helpers.models import Encoder, load_weights, read_facts
 from crc_helpers.runs import (
     RunError,
     atomic_path,
@@ -23,9 +23,7 @@ from crc_helpers.runs import (
     fingerprint,
     has_fast_bf16,
     load_checkpoint,
-    load_weights,
     make_fabric,
-    read_facts,
     run_folder,
     save_checkpoint,
     save_json,

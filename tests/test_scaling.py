@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from crc_helpers import pretraining, tile_store
+from crc_helpers import pretraining
 from crc_helpers.runs import only_one
-from crc_helpers.tile_store import TileStore, create
+from crc_helpers.sources import store as tile_store
+from crc_helpers.sources.store import TileStore, create
 
 SCRIPT = Path(__file__).with_name("several_processes.py")
 

@@ -2,32 +2,39 @@
 
 import itertools
 import json
+import os
 import subprocess
+import sys
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from PIL import Image
+from scripts import STUDIES, common
 
-from crc_helpers import studies
-from crc_helpers.course import main
+from crc_helpers import claims
+from crc_helpers.augmentation import VIEWS
+from crc_helpers.data import load_tiles
+from crc_helpers.evaluation import macro_auc
 from crc_helpers.runs import RunError, work_on
+from crc_helpers.tissue.parameters import KINDS
 
-SMALL = studies.Recipe(n_tiles=96, size=32, pretrain_epochs=1, pretrain_batch=16, steps=4, batch=8,
+SMALL = claims.Recipe(n_tiles=96, size=32, pretrain_epochs=1, pretrain_batch=16, steps=4, batch=8,
                        rates=(1e-3,))  # fmt: skip
 
 
 @pytest.fixture
 def t(tmp_path, monkeypatch):
     """A small trial, its encoders kept apart from the user's."""
-    monkeypatch.setattr(studies, "cache_folder", lambda: tmp_path)
-    return studies.Trial(0, recipe=SMALL)
+    monkeypatch.setattr(claims, "cache_folder", lambda: tmp_path)
+    return claims.Trial(0, recipe=SMALL)
 
 
-@pytest.mark.parametrize("name", studies.STUDIES)
+@pytest.mark.parametrize("name", STUDIES)
 def test_a_plan_names_every_row_once_and_more_seeds_only_add(name):
-    plan, _ = studies.STUDIES[name]
+    plan = STUDIES[name].plan
     few, many = list(plan(2)), list(plan(3))
     keys = [json.dumps(row) for row in many]
     assert len(set(keys)) == len(keys)
@@ -35,8 +42,8 @@ def test_a_plan_names_every_row_once_and_more_seeds_only_add(name):
 
 
 @pytest.fixture
-def counted(monkeypatch):
-    """A study that only counts how often it is measured."""
+def counted():
+    """A study that only counts how often it is measured, and its count."""
     calls = []
 
     def row(t, arm):
@@ -46,61 +53,64 @@ def counted(monkeypatch):
     def plan(seeds):
         return [{"seed": s, "arm": a} for s in range(seeds) for a in ("a", "bb")]
 
-    monkeypatch.setitem(studies.STUDIES, "counted", (plan, row))
-    return calls
+    return common.Study("counted", plan, row), calls
 
 
 def test_rows_that_are_there_are_not_measured_again(counted, tmp_path, monkeypatch):
-    monkeypatch.setattr(studies, "_commit", lambda: "5940e75")  # a commit that reads as a number
-    first = studies.do("counted", seeds=1, folder=tmp_path)
-    assert counted == [(0, "a"), (0, "bb")] and first["value"].tolist() == [1, 2]
-    both = studies.do("counted", seeds=2, folder=tmp_path)
-    assert counted[2:] == [(1, "a"), (1, "bb")] and both["value"].tolist() == [1, 2, 11, 12]
+    study, calls = counted
+    monkeypatch.setattr(common, "_commit", lambda: "5940e75")  # a commit that reads as a number
+    first = common.do(study, seeds=1, folder=tmp_path)
+    assert calls == [(0, "a"), (0, "bb")] and first["value"].tolist() == [1, 2]
+    both = common.do(study, seeds=2, folder=tmp_path)
+    assert calls[2:] == [(1, "a"), (1, "bb")] and both["value"].tolist() == [1, 2, 11, 12]
     assert {"device", "seconds", "n_tiles", "size", "backbone"} <= set(both)
     assert set(both["commit"]) == {"5940e75"}
-    monkeypatch.setattr(studies, "FOLDER", tmp_path)
-    pd.testing.assert_frame_equal(studies.read("counted"), both)
+    monkeypatch.setattr(claims, "FOLDER", tmp_path)
+    pd.testing.assert_frame_equal(claims.read_study("counted"), both)
 
 
 def test_rows_of_another_size_are_not_mixed(counted, tmp_path):
-    studies.do("counted", seeds=1, folder=tmp_path)
+    study, calls = counted
+    common.do(study, seeds=1, folder=tmp_path)
     with pytest.raises(
         RunError, match=r"synthetic.csv holds rows of another .*nothing; now: size 32\).*out"
     ):
-        studies.do("counted", seeds=1, folder=tmp_path, recipe=studies.Recipe(size=32))
+        common.do(study, seeds=1, folder=tmp_path, recipe=claims.Recipe(size=32))
     with pytest.raises(RunError, match=r"temperature 0.7, head mlp"):
-        other = studies.Recipe(temperature=0.7, head="mlp")
-        studies.do("counted", seeds=1, folder=tmp_path, recipe=other)
-    assert len(counted) == 2
+        other = claims.Recipe(temperature=0.7, head="mlp")
+        common.do(study, seeds=1, folder=tmp_path, recipe=other)
+    assert len(calls) == 2
 
 
 def test_rows_of_other_tiles_are_not_mixed(counted, tmp_path):
+    study, calls = counted
     for folder, names in (("one", "abcd"), ("other", "abce")):
         for kind, (k, name) in itertools.product(("HP", "SSA"), enumerate(names)):
             (tmp_path / folder / kind).mkdir(parents=True, exist_ok=True)
             pixels = np.full((32, 32, 3), 40 * k + len(kind), np.uint8)
             Image.fromarray(pixels).save(tmp_path / folder / kind / f"{kind} {name}.png")
-    studies.do("counted", "folder", str(tmp_path / "one"), 1, folder=tmp_path)
-    studies.do("counted", "folder", str(tmp_path / "one"), 2, folder=tmp_path)
+    common.do(study, "folder", str(tmp_path / "one"), 1, folder=tmp_path)
+    common.do(study, "folder", str(tmp_path / "one"), 2, folder=tmp_path)
     with pytest.raises(RunError, match=r"holds rows of other tiles \(.*; .*other holds .*out"):
-        studies.do("counted", "folder", str(tmp_path / "other"), 3, folder=tmp_path)
-    assert len(counted) == 4
+        common.do(study, "folder", str(tmp_path / "other"), 3, folder=tmp_path)
+    assert len(calls) == 4
 
 
 def test_a_question_to_drawn_tissue_is_not_asked_of_real_tiles(tmp_path):
     with pytest.raises(RunError, match="study 'site' is about drawn tissue: --data folder"):
-        studies.do("site", "folder", str(tmp_path), folder=tmp_path)
+        common.do(STUDIES["site"].STUDY, "folder", str(tmp_path), folder=tmp_path)
 
 
 def test_rows_are_kept_where_there_is_no_git(counted, tmp_path, monkeypatch):
+    study, _ = counted
     monkeypatch.setenv("PATH", "")
-    found = studies.do("counted", seeds=1, folder=tmp_path)
+    found = common.do(study, seeds=1, folder=tmp_path)
     assert set(found["commit"]) == {"no repository"}
 
 
 def test_a_commit_is_dirty_by_code_and_not_by_tables(tmp_path, monkeypatch):
-    monkeypatch.setattr(studies, "ROOT", tmp_path)
-    assert studies._commit() == "no repository"
+    monkeypatch.setattr(common, "ROOT", tmp_path)
+    assert common._commit() == "no repository"
 
     def git(*words):
         own = ["-c", "user.name=n", "-c", "user.email=e"]
@@ -112,46 +122,72 @@ def test_a_commit_is_dirty_by_code_and_not_by_tables(tmp_path, monkeypatch):
     git("init", "-q")
     git("add", ".")
     git("commit", "-qm", "first")
-    clean = studies._commit()
+    clean = common._commit()
     assert len(clean) >= 7 and "dirty" not in clean
     (tmp_path / "studies/rows.csv").write_text("2")
-    assert studies._commit() == clean
+    assert common._commit() == clean
     (tmp_path / "code.py").write_text("2")
-    assert studies._commit() == f"{clean}-dirty"
+    assert common._commit() == f"{clean}-dirty"
 
 
-def test_what_is_measured_is_on_disk_when_the_next_row_fails(tmp_path, monkeypatch):
+def test_what_is_measured_is_on_disk_when_the_next_row_fails(tmp_path):
     def row(t, k):
         if k == 1:
             raise FloatingPointError("no number")
         return {"value": 1.0}
 
-    monkeypatch.setitem(
-        studies.STUDIES, "failing", (lambda seeds: [{"seed": 0, "k": k} for k in (0, 1)], row)
-    )
+    failing = common.Study("failing", lambda seeds: [{"seed": 0, "k": k} for k in (0, 1)], row)
     with pytest.raises(FloatingPointError):
-        studies.do("failing", folder=tmp_path)
+        common.do(failing, folder=tmp_path)
     assert pd.read_csv(tmp_path / "failing_synthetic.csv")["k"].tolist() == [0]
 
 
-def test_what_is_unknown_or_missing_is_named(tmp_path, monkeypatch, capsys):
-    assert main(["study", "everything", "--out", str(tmp_path)]) == 2
-    assert "study 'everything' is unknown: choose one of labels" in capsys.readouterr().err
-    assert main(["study", "labels", "--set", "sise=3", "--out", str(tmp_path)]) == 2
-    assert "'sise=3': give NAME=VALUE, with a name of n_tiles, size" in capsys.readouterr().err
-    monkeypatch.setattr(studies, "FOLDER", tmp_path)
-    with pytest.raises(RunError, match="crc-course study labels --data ebhi"):
-        studies.read("labels", "ebhi")
+def test_a_missing_table_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(claims, "FOLDER", tmp_path)
+    with pytest.raises(RunError, match=r"python studies/labels\.py --data ebhi"):
+        claims.read_study("labels", "ebhi")
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ("--set sise=3", "'sise=3': give NAME=VALUE, with a name of n_tiles, size"),
+        ("--set size=x", "size is 'x', expected something like 64"),
+        ("--set rates=[x]", "rates is '[x]', expected something like"),
+        ("--set views=paper", "with a name of n_tiles"),
+        ("--seeds 0", "--seeds 0: give at least 1"),
+    ],
+)
+def test_what_a_script_is_not_told_rightly_it_says(tmp_path, capsys, given, words):
+    study = STUDIES["labels"].STUDY
+    assert common.main(study, [*given.split(), "--out", str(tmp_path)]) == 2
+    assert words in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+def test_a_table_that_is_none_is_named(tmp_path):
+    (tmp_path / "metadata_synthetic.csv").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(RunError, match=r"metadata_synthetic\.csv is no table"):
+        common.do(STUDIES["metadata"].STUDY, seeds=1, folder=tmp_path)
+
+
+def test_a_script_measures_its_rows_as_a_program(tmp_path):
+    command = [sys.executable, claims.FOLDER / "metadata.py", "--seeds", "1", "--out", tmp_path]
+    command += ["--set", "n_tiles=120", "--set", "size=32", "--set", "steps=4"]
+    environment = {**os.environ, "CRC_HELPERS_CACHE": str(tmp_path / "cache")}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0 and "1 rows in" in done.stdout, done.stderr
+    rows = pd.read_csv(tmp_path / "metadata_synthetic.csv")
+    assert len(rows) == 1 and rows["n_tiles"].tolist() == [120]
 
 
 def test_splits_by_slide_need_slides(t):
-    t.tiles = studies.replace(t.tiles, groups=None)
+    t.tiles = replace(t.tiles, groups=None)
     with pytest.raises(RunError, match="splits: synthetic does not say which tiles share a slide"):
-        studies.splits_row(t, "by tile", 0)
+        STUDIES["splits"].row(t, "by tile", 0)
 
 
 def test_the_same_seed_has_the_same_tissue_split_and_encoder(t, tmp_path):
-    other = studies.Trial(0, recipe=SMALL)
+    other = claims.Trial(0, recipe=SMALL)
     np.testing.assert_array_equal(t.parts.test, other.parts.test)
     one, two = t.random_encoder(), other.random_encoder()
     assert all((a == b).all() for a, b in zip(one.parameters(), two.parameters(), strict=True))
@@ -163,12 +199,12 @@ def test_the_same_seed_has_the_same_tissue_split_and_encoder(t, tmp_path):
 
 def test_pre_training_is_kept_and_another_recipe_is_another_encoder(t, tmp_path, monkeypatch):
     first = t.pretrained()
-    monkeypatch.setattr(studies, "pretrain", lambda *_, **__: pytest.fail("trained again"))
+    monkeypatch.setattr(claims, "pretrain", lambda *_, **__: pytest.fail("trained again"))
     again = t.pretrained()
     for a, b in zip(first.state_dict().values(), again.state_dict().values(), strict=True):
         assert (a.cpu() == b.cpu()).all()
     with pytest.raises(pytest.fail.Exception, match="trained again"):
-        t.pretrained(studies.replace(SMALL, temperature=0.5))
+        t.pretrained(replace(SMALL, temperature=0.5))
 
 
 def test_a_network_of_a_study_serves_runs_of_other_data(t):
@@ -186,9 +222,9 @@ def test_few_labels_take_as_many_steps_as_many(t, monkeypatch):
         steps.append(epochs * (len(images) // batch))
         return pd.DataFrame({"chosen": [True], "val_loss": [1.0]})
 
-    monkeypatch.setattr(studies, "fine_tune", fine_tune)
-    big = studies.Trial(0, recipe=studies.replace(SMALL, steps=60))
-    for fraction in studies.FRACTIONS:
+    monkeypatch.setattr(claims, "fine_tune", fine_tune)
+    big = claims.Trial(0, recipe=replace(SMALL, steps=60))
+    for fraction in claims.FRACTIONS:
         index = big.parts.train
         big.train(big.random_encoder, index[: max(2, round(fraction * len(index)))])
     assert min(steps) > 45 and max(steps) < 75
@@ -208,28 +244,31 @@ def test_few_labels_take_as_many_steps_as_many(t, monkeypatch):
         ("recipe", {"factor": "tiles", "value": "the scored ones too"}, "knn"),
         ("metadata", {}, "both"),
         ("classes", {"arm": "pre-trained, probe"}, "auc"),
-        ("classes", {"arm": "pre-trained, fine-tuned" + studies.FEW}, "auc"),
+        ("classes", {"arm": "pre-trained, fine-tuned" + claims.FEW}, "auc"),
         *(("questions", {"question": q, "fraction": 1.0, "encoder": "random"}, "auc")
-          for q in studies.QUESTIONS),
+          for q in STUDIES["questions"].QUESTIONS),
         ("questions", {"question": "HP or SSA?", "fraction": 0.1,
                        "encoder": "pre-trained longer"}, "auc"),
         ("splits", {"scheme": "by tile", "split": 3}, "accuracy"),
         ("splits", {"scheme": "by slide", "split": 3}, "accuracy"),
-        *(("baselines", {"arm": a}, "auc") for a in studies.BASELINES  # none slow or fetched
+        *(("baselines", {"arm": a}, "auc")  # none slow or fetched
+          for a in STUDIES["baselines"].BASELINES
           if a not in ("Inception-ResNet-v2", "ResNet-18, ImageNet")),
-        *(("imbalance", {"remedy": remedy}, "sensitivity") for remedy in studies.REMEDIES),
+        *(("imbalance", {"remedy": remedy}, "sensitivity")
+          for remedy in STUDIES["imbalance"].REMEDIES),
         *(("site", {"trained_on": way, "cure": cure}, "away")
-          for way, cure in zip(studies.WAYS, ("jitter of stain and colour", "Macenko"),
+          for way, cure in zip(STUDIES["site"].WAYS, ("jitter of stain and colour", "Macenko"),
                               strict=True)),
-        *(("confirmation", {"fraction": 0.1, "arm": arm}, "auc") for arm in studies.CONFIRMED),
-        *(("objectives", {"objective": o}, "effective_rank") for o in studies.OBJECTIVES),
+        *(("confirmation", {"fraction": 0.1, "arm": arm}, "auc") for arm in claims.CONFIRMED),
+        *(("objectives", {"objective": o}, "effective_rank")
+          for o in STUDIES["objectives"].OBJECTIVES),
         ("backbones", {"network": "resnet8"}, "auc"),
     ],
 )  # fmt: skip
 def test_every_kind_of_row_is_measured(t, name, key, expected):
     if name in ("classes", "questions", "recipe", "objectives"):  # all kinds in every part
-        t = studies.replace(t, recipe=studies.replace(SMALL, n_tiles=240))
-    found = studies.STUDIES[name][1](t, **key)
+        t = replace(t, recipe=replace(SMALL, n_tiles=240))
+    found = STUDIES[name].row(t, **key)
     if name == "classes":
         counts = json.loads(found.pop("confusion"))
         assert np.sum(counts) == len(t.many.parts.test) and np.shape(counts) == (4, 4)
@@ -249,7 +288,7 @@ def test_every_kind_of_row_is_measured(t, name, key, expected):
 
 @pytest.mark.slow
 def test_majority_is_chance(t):
-    row = studies.baselines_row(t, "majority")
+    row = STUDIES["baselines"].row(t, "majority")
     assert row["auc"] == 0.5 and row["balanced_accuracy"] == 0.5
 
 
@@ -267,12 +306,12 @@ class Watched:
     """A trial of numbered tiles, and what was done with which of them; answers are by lot."""
 
     def __init__(self, monkeypatch, tmp_path, kinds=None):
-        tiles = studies.load_tiles(classes=kinds, n=240, seed=studies.FIRST_SEED)
+        tiles = load_tiles(classes=kinds, n=240, seed=claims.FIRST_SEED)
         images = np.arange(len(tiles), dtype=np.uint8)[:, None, None, None] * np.ones(
             (1, 3, 4, 4), np.uint8
         )
-        given = studies.replace(tiles, images=images.view(Numbered))
-        self.t = studies.Trial(0, given=given, recipe=studies.replace(SMALL, steps=30))
+        given = replace(tiles, images=images.view(Numbered))
+        self.t = claims.Trial(0, given=given, recipe=replace(SMALL, steps=30))
         self.t.__dict__["many"] = self.t
         rng = np.random.default_rng(0)
         self.p = rng.dirichlet(np.ones(len(tiles.class_names)), len(tiles))
@@ -280,8 +319,8 @@ class Watched:
         self.trained, self.chosen, self.pretrained, self.embedded = [], [], [], set()
         self.checked = True
         for name in ("fine_tune", "predict", "embed", "pretrain"):
-            monkeypatch.setattr(studies, name, getattr(self, name))
-        monkeypatch.setattr(studies, "cache_folder", lambda: tmp_path)
+            monkeypatch.setattr(claims, name, getattr(self, name))
+        monkeypatch.setattr(claims, "cache_folder", lambda: tmp_path)
 
     def fine_tune(self, classifier, images, labels, val_images, val_labels, *_, **options):
         self.trained.append(images[:, 0, 0, 0].tolist())
@@ -315,21 +354,25 @@ def watched(monkeypatch, tmp_path):
 @pytest.mark.parametrize("arm", ["from scratch", "pre-trained, fine-tuned"])
 def test_an_arm_trains_chooses_and_is_scored_on_its_own_part(watched, arm, fraction):
     t = watched.t
-    row = studies.labels_row(t, fraction, arm)
-    labelled = t.parts.train[studies.claims.labelled_subset(t.labels(t.parts.train), fraction, 0)]
+    row = STUDIES["labels"].row(t, fraction, arm)
+    labelled = t.parts.train[claims.labelled_subset(t.labels(t.parts.train), fraction, 0)]
     assert set(watched.trained[0]) == set(labelled.tolist()) and row["labels"] == len(labelled)
     assert watched.chosen == [watched.of("val")]
     test = t.parts.test
-    by_hand = studies.scores(t.labels(test), watched.p[test])
+    by_hand = claims.scores(t.labels(test), watched.p[test])
     assert {k: row[k] for k in by_hand} == by_hand
     assert watched.pretrained == ([] if "scratch" in arm else [(watched.of("train"), 1)])
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("remedy", studies.REMEDIES)
+@pytest.mark.parametrize("remedy", STUDIES["imbalance"].REMEDIES)
 def test_a_remedy_changes_what_it_says_and_nothing_else(watched, remedy):
     t = watched.t
-    row, train, y = studies.imbalance_row(t, remedy), watched.of("train"), t.labels(t.parts.train)
+    row, train, y = (
+        STUDIES["imbalance"].row(t, remedy),
+        watched.of("train"),
+        t.labels(t.parts.train),
+    )
     seen = watched.trained[0]
     count = np.bincount(t.labels(np.array(seen)))
     if remedy == "discarding":
@@ -352,9 +395,9 @@ def test_a_remedy_changes_what_it_says_and_nothing_else(watched, remedy):
         val = truth[t.parts.val]
         reached = [(p[t.parts.val][val == 1] >= c).mean() + (p[t.parts.val][val == 0] < c).mean()
                    for c in candidates]  # fmt: skip
-        said = p[t.parts.val] >= studies.claims.best_threshold(val, p[t.parts.val])
+        said = p[t.parts.val] >= claims.best_threshold(val, p[t.parts.val])
         assert said[val == 1].mean() + (~said[val == 0]).mean() == pytest.approx(max(reached))
-        threshold = studies.claims.best_threshold(val, p[t.parts.val])
+        threshold = claims.best_threshold(val, p[t.parts.val])
     said, truth = p[t.parts.test] >= threshold, truth[t.parts.test]
     assert row["sensitivity"] == pytest.approx(said[truth == 1].mean())
     assert row["specificity"] == pytest.approx(1 - said[truth == 0].mean())
@@ -363,12 +406,12 @@ def test_a_remedy_changes_what_it_says_and_nothing_else(watched, remedy):
 
 @pytest.mark.slow
 def test_the_recipe_never_meets_the_test_part_and_takes_as_many_steps(monkeypatch, tmp_path):
-    watched = Watched(monkeypatch, tmp_path, studies.KINDS)
-    t = studies.replace(watched.t, recipe=studies.replace(SMALL, pretrain_epochs=100))
+    watched = Watched(monkeypatch, tmp_path, KINDS)
+    t = replace(watched.t, recipe=replace(SMALL, pretrain_epochs=100))
     t.__dict__["many"] = t
-    for value in ("the recipe", *studies.FACTORS["tiles"]):
+    for value in ("the recipe", *STUDIES["recipe"].FACTORS["tiles"]):
         factor = "none" if value == "the recipe" else "tiles"
-        found = studies.recipe_row(t, factor, value)
+        found = STUDIES["recipe"].row(t, factor, value)
         assert set(found) == {"knn", "auc", "auc_of_a_tenth"}
     train, val = watched.of("train"), watched.of("val")
     (usual, _), (balanced, more), (too, fewer) = watched.pretrained
@@ -380,22 +423,22 @@ def test_the_recipe_never_meets_the_test_part_and_takes_as_many_steps(monkeypatc
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("trained_on", studies.WAYS)
+@pytest.mark.parametrize("trained_on", STUDIES["site"].WAYS)
 def test_away_is_where_training_was_not(watched, monkeypatch, trained_on):
     asked, t = [], watched.t
 
     def away(n, seed, scanner):
         asked.append((n, seed, scanner))
         turned = (len(t.tiles) - 1 - t.tiles.images).view(Numbered)
-        return studies.replace(t.tiles, images=turned)
+        return replace(t.tiles, images=turned)
 
-    monkeypatch.setattr(studies, "load_tiles", away)
+    monkeypatch.setattr(STUDIES["site"], "load_tiles", away)
     watched.checked = False  # scanner C's tiles are numbered from the end here
-    row = studies.site_row(t, trained_on, "none")
-    assert asked == [(SMALL.n_tiles, studies.FIRST_SEED, "Scanner C")]
+    row = STUDIES["site"].row(t, trained_on, "none")
+    assert asked == [(SMALL.n_tiles, claims.FIRST_SEED, "Scanner C")]
     test, y = t.parts.test, t.labels(t.parts.test)
-    as_they_are = studies.macro_auc(y, watched.p[test])
-    scanner_c = studies.macro_auc(y, watched.p[len(t.tiles) - 1 - test])
+    as_they_are = macro_auc(y, watched.p[test])
+    scanner_c = macro_auc(y, watched.p[len(t.tiles) - 1 - test])
     expected = [as_they_are, scanner_c]
     assert [row["home"], row["away"]] == (expected if "A" in trained_on else expected[::-1])
     assert row["home"] != row["away"]
@@ -408,16 +451,16 @@ def test_away_is_where_training_was_not(watched, monkeypatch, trained_on):
 
 @pytest.mark.slow
 def test_metadata_stand_beside_the_image_and_not_in_its_place(watched):
-    row, t = studies.metadata_row(watched.t), watched.t
+    row, t = STUDIES["metadata"].row(watched.t), watched.t
     y = t.labels(t.parts.test)
-    assert row["image"] == pytest.approx(studies.macro_auc(y, watched.p[t.parts.test]))
+    assert row["image"] == pytest.approx(macro_auc(y, watched.p[t.parts.test]))
     assert row["metadata"] > 0.6 > row["image"]  # answers by lot
     assert row["metadata"] > row["half without metadata"] > row["image"]
 
 
 @pytest.mark.slow
 def test_another_network_is_not_the_row_of_the_usual_one(t, tmp_path):
-    row = studies.do("backbones", seeds=1, recipe=SMALL, folder=tmp_path).iloc[0]
+    row = common.do(STUDIES["backbones"].STUDY, seeds=1, recipe=SMALL, folder=tmp_path).iloc[0]
     assert (row["backbone"], row["size"], row["n_tiles"]) == (row["network"], 96, 96)
 
 
@@ -427,12 +470,12 @@ def test_longer_is_eight_times_as_long_and_of_the_same_tiles(t, monkeypatch):
     def watched(encoder, head, tiles, views, fabric, **settings):
         epochs.append((settings["epochs"], len(tiles)))
 
-    monkeypatch.setattr(studies, "pretrain", watched)
-    for arm in studies.LABEL_ARMS:
-        studies.labels_row(t, 0.5, arm)
+    monkeypatch.setattr(claims, "pretrain", watched)
+    for arm in claims.LABEL_ARMS:
+        STUDIES["labels"].row(t, 0.5, arm)
     assert set(epochs) == {(1, len(t.parts.train)), (8, len(t.parts.train))}
-    for arm in studies.CONTROLS:  # the longer encoder is in the cache by now
-        assert studies.labels_row(t, 0.5, arm)["steps"] == 8 * SMALL.steps
+    for arm in STUDIES["labels"].CONTROLS:  # the longer encoder is in the cache by now
+        assert STUDIES["labels"].row(t, 0.5, arm)["steps"] == 8 * SMALL.steps
     assert len(epochs) == 2
 
 
@@ -441,13 +484,14 @@ class Asked:
 
     def __init__(self, monkeypatch, tmp_path):
         self.t, self.notes = Watched(monkeypatch, tmp_path).t, []
-        monkeypatch.setattr(studies.Trial, "pretrained", self.pretrained)
-        monkeypatch.setattr(studies.Trial, "random_encoder", self.random_encoder)
-        monkeypatch.setattr(studies.Trial, "train", self.train)
-        monkeypatch.setattr(studies, "probe_classifier", lambda e, _: self.note(f"probe on {e}"))
-        monkeypatch.setattr(studies, "Encoder", lambda *given: " ".join(given))
-        fitted = studies.Trial.fit_probe
-        monkeypatch.setattr(studies.Trial, "fit_probe", lambda t, e, labelled=None: (
+        monkeypatch.setattr(claims.Trial, "pretrained", self.pretrained)
+        monkeypatch.setattr(claims.Trial, "random_encoder", self.random_encoder)
+        monkeypatch.setattr(claims.Trial, "train", self.train)
+        monkeypatch.setattr(STUDIES["confirmation"], "probe_classifier",
+                            lambda e, _: self.note(f"probe on {e}"))  # fmt: skip
+        monkeypatch.setattr(STUDIES["baselines"], "Encoder", lambda *given: " ".join(given))
+        fitted = claims.Trial.fit_probe
+        monkeypatch.setattr(claims.Trial, "fit_probe", lambda t, e, labelled=None: (
             self.note(f"probe: {e}"), fitted(t, e, labelled))[1])  # fmt: skip
 
     def note(self, text):
@@ -456,7 +500,7 @@ class Asked:
 
     def pretrained(self, recipe=None, index=None):
         r = recipe or self.t.recipe
-        kind = "as in the paper" if r.views == studies.VIEWS["paper"] else "usual"
+        kind = "as in the paper" if r.views == VIEWS["paper"] else "usual"
         return f"pre-trained {r.pretrain_epochs}, {kind}, tau {r.temperature}, {r.optimizer}"
 
     def random_encoder(self, backbone=None, salt=0):
@@ -495,20 +539,20 @@ def asked(monkeypatch, tmp_path):
     return found
 
 
-@pytest.mark.parametrize("arm", [arm for arm in studies.BASELINES if arm in BEGINS])
+@pytest.mark.parametrize("arm", [arm for arm in STUDIES["baselines"].BASELINES if arm in BEGINS])
 def test_a_rival_begins_with_the_network_of_its_name(asked, arm):
-    studies.baselines_row(asked.t, arm)
+    STUDIES["baselines"].row(asked.t, arm)
     assert asked.notes == BEGINS[arm]
 
 
 def test_every_rival_that_is_a_network_is_known_to_the_test_before():
-    assert set(studies.BASELINES) - set(BEGINS) == {"majority", "colour only"}
+    assert set(STUDIES["baselines"].BASELINES) - set(BEGINS) == {"majority", "colour only"}
 
 
 @pytest.mark.parametrize(
     ("arm", "notes"),
     [
-        *((arm, BEGINS[arm]) for arm in studies.LABEL_ARMS if arm in BEGINS),
+        *((arm, BEGINS[arm]) for arm in claims.LABEL_ARMS if arm in BEGINS),
         ("frozen probe", BEGINS["pre-trained, probe"]),
         ("pre-trained longer, frozen probe", BEGINS["pre-trained longer, probe"]),
         ("from scratch, longer", ["trained 240 steps: random usual 0, salt 0"]),
@@ -517,7 +561,7 @@ def test_every_rival_that_is_a_network_is_known_to_the_test_before():
     ],
 )  # fmt: skip
 def test_an_arm_of_the_labels_begins_with_the_network_of_its_name(asked, arm, notes):
-    studies.labels_row(asked.t, 0.5, arm)
+    STUDIES["labels"].row(asked.t, 0.5, arm)
     assert asked.notes == notes
 
 
@@ -537,17 +581,17 @@ def test_an_arm_of_the_labels_begins_with_the_network_of_its_name(asked, arm, no
     ],
 )  # fmt: skip
 def test_an_arm_of_the_confirmation_begins_with_the_network_of_its_name(asked, arm, notes):
-    studies.confirmation_row(asked.t, 0.5, arm)
+    STUDIES["confirmation"].row(asked.t, 0.5, arm)
     assert asked.notes == notes
 
 
-@pytest.mark.parametrize("file", sorted(studies.FOLDER.glob("*.csv")), ids=lambda f: f.stem)
+@pytest.mark.parametrize("file", sorted(claims.FOLDER.glob("*.csv")), ids=lambda f: f.stem)
 def test_a_table_that_is_committed_has_every_row_of_its_plan_once(file, monkeypatch):
     """What a lesson draws is all that was planned: no arm has lost a seed on the way."""
-    monkeypatch.setattr(studies, "published_on_disk", lambda _: False)
+    monkeypatch.setattr(STUDIES["baselines"], "published_on_disk", lambda _: False)
     name, _, data_name = file.stem.rpartition("_")
-    plan, _ = studies.STUDIES[name]
-    rows = studies.read(name, data_name)
+    plan = STUDIES[name].plan
+    rows = claims.read_study(name, data_name)
     assert set(rows["changed"]) == {"nothing"}
     keys = list(next(iter(plan(1))))
     there = [tuple(map(str, row)) for row in rows[keys].itertuples(index=False)]

@@ -21,8 +21,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from crc_helpers import data_readers
-from crc_helpers.data_readers import DataError, Scan
+from crc_helpers.sources import folder as folder_reader
+from crc_helpers.sources import images as image_reader
+from crc_helpers.sources import mhist
+from crc_helpers.sources.base import DataError, Scan
 
 KINDS = [("PNG", {}), ("JPEG", {}), ("JPEG", {"progressive": True}), ("TIFF", {}),
          ("TIFF", {"compression": "tiff_lzw"}), ("TIFF", {"compression": "tiff_adobe_deflate"}),
@@ -100,14 +102,14 @@ def judge(kind: str, read: Callable[[], Any]) -> None:
 
 def judge_labels(path: Path) -> None:
     """Annotations that are read have known labels, votes and parts, and a row for each file."""
-    table, _ = data_readers._read_mhist(path.parent, Scan({"images": ["a.png", "b.png"]}, ""))
+    table, _ = mhist._read_mhist(path.parent, Scan({"images": ["a.png", "b.png"]}, ""))
     assert set(table["class"]) <= {"HP", "SSA"} and set(table["partition"]) <= {"train", "test"}
     assert table["votes"].astype(int).between(0, 7).all() and set(table["id"]) == {"a.png", "b.png"}
 
 
 def judge_mask(path: Path) -> None:
     """A mask that is read is of zeros and ones."""
-    mask = data_readers.decode_mask(path, 16, (24, 24))
+    mask = image_reader.decode_mask(path, 16, (24, 24))
     assert mask.shape == (16, 16) and set(np.unique(mask)) <= {0, 1}
 
 
@@ -124,7 +126,7 @@ def main() -> int:
         @quick
         @given(damaged(seeds()))
         def images(content: bytes) -> None:
-            judge("images", lambda: data_readers.decode(Path("x.png"), 16, content))
+            judge("images", lambda: image_reader.decode(Path("x.png"), 16, content))
             mask.write_bytes(content)
             judge("masks", lambda: judge_mask(mask))
 
@@ -132,7 +134,7 @@ def main() -> int:
         @given(damaged([TABLE]) | st.binary(max_size=300))
         def tables(content: bytes) -> None:
             path.write_bytes(content)
-            judge("tables", lambda: data_readers.read_table(path, data_readers.MHIST_COLUMNS))
+            judge("tables", lambda: tables.read_table(path, mhist.MHIST_COLUMNS))
 
         @quick
         @given(damaged([TABLE], most=2) | annotations())
@@ -144,7 +146,7 @@ def main() -> int:
         @given(damaged([GROUPS], most=2) | st.binary(max_size=100))
         def slides(content: bytes) -> None:
             groups.write_bytes(content)
-            judge("groups", lambda: data_readers._read_groups(groups, ["hp/a.png", "ssa/b.png"]))
+            judge("groups", lambda: folder_reader._read_groups(groups, ["hp/a.png", "ssa/b.png"]))
 
         while time.monotonic() < end:
             for fuzz in (images, tables, labels, slides):

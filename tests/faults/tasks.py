@@ -13,14 +13,17 @@ from joblib.externals.loky import get_reusable_executor
 from lightning.fabric import Fabric
 from test_data import fake_tiles
 
-from crc_helpers import data, data_readers, tile_store
+from crc_helpers import data
 from crc_helpers import pretraining as pretraining_module
 from crc_helpers.augmentation import VIEWS
-from crc_helpers.course import main
+from crc_helpers.course import check as data_check
+from crc_helpers.course.cli import main
 from crc_helpers.fine_tuning import fine_tune
 from crc_helpers.models import Classifier, Encoder
 from crc_helpers.pretraining import pretrain_encoder
 from crc_helpers.runs import fingerprint, save_table, save_weights
+from crc_helpers.sources import ebhi
+from crc_helpers.sources import store as tile_store
 
 
 def _engine() -> Fabric:
@@ -62,7 +65,7 @@ def caching(inputs: Path, out: Path) -> None:
 
 def downloading(inputs: Path, out: Path) -> None:
     """Fetch, verify and unpack an archive; `inputs` holds the server's address."""
-    data_readers.download_ebhi(out, (inputs / "address").read_text())
+    ebhi.download_ebhi(out, (inputs / "address").read_text())
 
 
 def _dismiss() -> None:
@@ -73,7 +76,7 @@ def _dismiss() -> None:
 def drawing(inputs: Path, out: Path) -> None:
     """`crc-course data prepare synthetic`, with its own worker processes."""
     if not (out / "tissue").exists():  # which it would say, and stop; killed as it was done
-        data.prepare("synthetic", out / "tissue", n=16, seed=0)
+        data_check.prepare("synthetic", out / "tissue", n=16, seed=0)
     _dismiss()
 
 

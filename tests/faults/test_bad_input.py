@@ -25,21 +25,18 @@ from safetensors.torch import save_file
 from test_data import HEADER, ROWS, make_folder, make_mhist
 from torch import nn
 
-from crc_helpers import data, data_readers, figures, pretraining, runs, studies, tile_store
+from crc_helpers import data, figures, pretraining
 from crc_helpers.augmentation import VIEWS
-from crc_helpers.course import main
+from crc_helpers.course import check as data_check
+from crc_helpers.course.cli import main
 from crc_helpers.data import load_tiles, recall, remember, split
-from crc_helpers.data_readers import DataError
 from crc_helpers.fine_tuning import fine_tune
-from crc_helpers.models import Classifier, Encoder, ProjectionHead
-from crc_helpers.runs import (
-    RunError,
-    load_checkpoint,
-    load_weights,
-    read_facts,
-    save_checkpoint,
-    save_weights,
-)
+from crc_helpers.models import Classifier, Encoder, ProjectionHead, load_weights, read_facts
+from crc_helpers.runs import RunError, load_checkpoint, save_checkpoint, save_weights
+from crc_helpers.sources import ebhi
+from crc_helpers.sources import images as image_reader
+from crc_helpers.sources import store as tile_store
+from crc_helpers.sources.base import DataError
 
 # --- nothing leaves its folder, nothing is run ---------------------------------------------------
 
@@ -531,10 +528,10 @@ ARCHIVES = [
 
 @pytest.mark.parametrize(("content", "words"), rows(ARCHIVES))
 def test_bad_archives(tmp_path, content, words, monkeypatch):
-    monkeypatch.setattr(data_readers, "UNPACKED_LIMIT", 2_000_000)
-    monkeypatch.setattr(data_readers, "MEMBER_LIMIT", 50)
+    monkeypatch.setattr(ebhi, "UNPACKED_LIMIT", 2_000_000)
+    monkeypatch.setattr(ebhi, "MEMBER_LIMIT", 50)
     (tmp_path / "x.zip").write_bytes(content)
-    refused(lambda: data_readers.download_ebhi(tmp_path), words)
+    refused(lambda: ebhi.download_ebhi(tmp_path), words)
     assert {path.name for path in tmp_path.iterdir()} <= {"x.zip", ".EBHI-SEG.lock", "cache"}
 
 
@@ -562,17 +559,17 @@ ANSWERS = [
 
 @pytest.mark.parametrize(("content", "words"), rows(ANSWERS))
 def test_bad_answers(tmp_path, content, words, monkeypatch):
-    get = data_readers.requests.get
+    get = ebhi.requests.get
 
     def answered(url, **options):
         if url != "record":
             return get(url, **options)
-        answer = data_readers.requests.Response()
+        answer = ebhi.requests.Response()
         answer.status_code, answer._content, answer._content_consumed = 200, content, True
         return answer
 
-    monkeypatch.setattr(data_readers.requests, "get", answered)
-    refused(lambda: data_readers.download_ebhi(tmp_path / "out", "record"), words)
+    monkeypatch.setattr(ebhi.requests, "get", answered)
+    refused(lambda: ebhi.download_ebhi(tmp_path / "out", "record"), words)
 
 
 # --- weights and checkpoints ---------------------------------------------------------------------
@@ -822,7 +819,7 @@ def test_a_deep_check_leaves_what_the_system_puts_there(tmp_path):
     root = make_folder(tmp_path / "f")
     tiles = load_tiles("folder", root, size=16)
     (tiles.images.folder / ".DS_Store").write_bytes(b"x")
-    assert "all as in the cache" in data.check_deep(tiles, root)
+    assert "all as in the cache" in data_check.check_deep(tiles, root)
 
 
 def test_a_deep_check_finds_what_size_and_time_hide(tmp_path, capsys):
@@ -887,7 +884,6 @@ COMMANDS = [
     ("pretrain batch 0", "pretrain --set PRETRAIN_BATCH=0", "PRETRAIN_BATCH"),
     ("pretrain devices 0", "pretrain --devices 0", "--devices and --num-nodes: give at least 1"),
     ("pretrain devices -1", "pretrain --devices -1", "give at least 1"),
-    ("no seed", "study labels --seeds 0", "--seeds 0: give at least 1"),
     ("drawn tiles from a folder", "run --data-root {tmp}/empty", "synthetic tiles are drawn"),
     ("check drawn tiles", "data check synthetic --data-root {tmp}/empty", "come from no folder"),
     ("strength of nothing", "data check synthetic --strength 0.5", "--strength is that of a"),
@@ -916,11 +912,6 @@ COMMANDS = [
     ("temperature NaN", "pretrain --set TEMPERATURE=.nan", "TEMPERATURE is nan, expected 0.001 to"),
     ("test of 1.5", "run --set TEST=1.5", "TEST is 1.5, expected 0.001 to 0.999"),
     ("epochs 0", "pretrain --set PRETRAIN_EPOCHS=0", "PRETRAIN_EPOCHS is 0, expected 1 to"),
-    ("study size a word", "study labels --set size=x --out {tmp}", "size is 'x', expected"),
-    ("study size 0", "study labels --set size=0 --out {tmp}", "size is 0, expected 8 to 2,048"),
-    ("study rates a word", "study labels --set rates=[x] --out {tmp}", "rates is 'x', expected"),
-    ("study views", "study labels --set views=paper --out {tmp}", "with a name of n_tiles"),
-    ("study unknown", "study x --set size=64 --out {tmp}", "study 'x' is unknown"),
 ]  # fmt: skip
 
 
@@ -955,33 +946,33 @@ def test_a_download_does_not_write_through_a_link(tmp_path, monkeypatch):
     secret.write_text("mine")
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "a.zip.part").symlink_to(secret)
-    answer = data_readers.requests.Response()
+    answer = ebhi.requests.Response()
     answer.status_code = 200
     answer._content = b'{"files": [{"name": "a.zip", "download_url": "x", "computed_md5": "0"}]}'
     answer._content_consumed = True
-    monkeypatch.setattr(data_readers.requests, "get", lambda *_, **__: answer)
-    refused(lambda: data_readers.download_ebhi(tmp_path / "out", "record"), "a link")
+    monkeypatch.setattr(ebhi.requests, "get", lambda *_, **__: answer)
+    refused(lambda: ebhi.download_ebhi(tmp_path / "out", "record"), "a link")
     assert secret.read_text() == "mine"
 
 
 @pytest.mark.parametrize("length", ["abc", "-5", "9" * 9999, "٣", ""])
 def test_a_length_that_is_none_does_not_stop_a_download(tmp_path, monkeypatch, length):
-    answer = data_readers.requests.Response()
+    answer = ebhi.requests.Response()
     answer.status_code, answer._content, answer._content_consumed = 200, b"tiles", True
     answer.headers["Content-Length"] = length
-    monkeypatch.setattr(data_readers.requests, "get", lambda *_, **__: answer)
-    data_readers._resume(tmp_path / "a.part", "x")
+    monkeypatch.setattr(ebhi.requests, "get", lambda *_, **__: answer)
+    ebhi._resume(tmp_path / "a.part", "x")
     assert (tmp_path / "a.part").read_bytes() == b"tiles"
 
 
 def test_an_incomplete_folder_is_not_called_ready(tmp_path):
     (tmp_path / "EBHI-SEG" / "Normal" / "image").mkdir(parents=True)
-    refused(lambda: data_readers.download_ebhi(tmp_path), "Polyp/image: is missing|remove")
+    refused(lambda: ebhi.download_ebhi(tmp_path), "Polyp/image: is missing|remove")
 
 
 def test_large_images_are_decoded_one_at_a_time(tmp_path, monkeypatch):
-    monkeypatch.setattr(data_readers, "LARGE", 100)
-    busy, most, load = [], [], data_readers._load
+    monkeypatch.setattr(image_reader, "LARGE", 100)
+    busy, most, load = [], [], image_reader._load
 
     def slow(*given):
         busy.append(1)
@@ -990,17 +981,17 @@ def test_large_images_are_decoded_one_at_a_time(tmp_path, monkeypatch):
         busy.pop()
         return load(*given)
 
-    monkeypatch.setattr(data_readers, "_load", slow)
-    monkeypatch.setattr(data_readers, "cpu_count", lambda: 4)
+    monkeypatch.setattr(image_reader, "_load", slow)
+    monkeypatch.setattr(image_reader, "cpu_count", lambda: 4)
     load_tiles("folder", make_folder(tmp_path / "f"), size=16)
     assert max(most) == 1
 
 
 def test_large_files_are_read_one_at_a_time(tmp_path, monkeypatch):
     """What is read waits in memory for its turn to be decoded; so it must wait on disk."""
-    monkeypatch.setattr(data_readers, "LARGE_FILE", 100)
+    monkeypatch.setattr(image_reader, "LARGE_FILE", 100)
     held, most = [], []
-    read, load = data_readers._content, data_readers._load
+    read, load = image_reader._content, image_reader._load
 
     def slow_read(path):
         held.append(path)
@@ -1013,9 +1004,9 @@ def test_large_files_are_read_one_at_a_time(tmp_path, monkeypatch):
         held.remove(path)
         return load(path, content)
 
-    monkeypatch.setattr(data_readers, "_content", slow_read)
-    monkeypatch.setattr(data_readers, "_load", slow_load)
-    monkeypatch.setattr(data_readers, "cpu_count", lambda: 4)
+    monkeypatch.setattr(image_reader, "_content", slow_read)
+    monkeypatch.setattr(image_reader, "_load", slow_load)
+    monkeypatch.setattr(image_reader, "cpu_count", lambda: 4)
     load_tiles("folder", make_folder(tmp_path / "f"), size=16)
     assert max(most) == 1 and not held
 
@@ -1025,25 +1016,3 @@ def test_a_cache_removed_in_use_is_said(tmp_path):
     shutil.rmtree(tiles.images.folder)
     with pytest.raises(OSError, match="has been removed while it was in use: load the tiles again"):
         tiles.images[0]
-
-
-@pytest.mark.parametrize("content", [b"", b"\xff\xfe\x00", b'"'])
-def test_a_study_table_that_is_none(tmp_path, content):
-    (tmp_path / "metadata_synthetic.csv").write_bytes(content)
-    with pytest.raises(RunError, match=r"metadata_synthetic\.csv is no table"):
-        studies.do("metadata", seeds=1, folder=tmp_path)
-
-
-# --- how many ------------------------------------------------------------------------------------
-
-TABLES_OF_INPUT = (IMAGES, FILES, TABLES, GROUPS, ABOUTS, ARCHIVES, ANSWERS, WEIGHTS, CHECKPOINTS,
-                   HOLLOW, RECORDS, DAMAGE, COMMANDS)  # fmt: skip
-
-
-def test_there_are_as_many_as_contributing_says():
-    count = sum(map(len, TABLES_OF_INPUT)) + 10
-    text = (runs.ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
-    print(f"{count} bad inputs, {len(UNUSUAL)} unusual images, {len(NAMES)} names;"
-          f" peak memory {peak_memory() / 1e9:.2f} GB")  # fmt: skip
-    assert f"{count} bad inputs" in text
-    assert f"{len(UNUSUAL)} unusual images and {len(NAMES)} names" in text

@@ -21,8 +21,11 @@ from PIL import Image
 from safetensors.torch import load_file
 from test_data import make_ebhi, make_folder
 
-from crc_helpers import course, runs, tile_store
+from crc_helpers import runs
+from crc_helpers.course import cli as course_cli
+from crc_helpers.course import run as course_run
 from crc_helpers.runs import RunError, only_one
+from crc_helpers.sources import store as tile_store
 
 FULL = bool(os.environ.get("CRC_FAULTS"))  # `make test-faults`
 KILLS = 14 if FULL else 2  # of each task
@@ -212,7 +215,7 @@ def test_a_kernel_that_dies_is_said(tmp_path):
     kernel = {"kernelspec": {"name": "python3", "language": "python", "display_name": "3"}}
     nbformat.write(nbformat.v4.new_notebook(cells=[code], metadata=kernel), tmp_path / "a.ipynb")
     with pytest.raises(RunError, match=r"a: its kernel died.*the same command goes on from here"):
-        course._execute(tmp_path / "a.ipynb", new_folder(tmp_path / "out"), {})
+        course_run._execute(tmp_path / "a.ipynb", new_folder(tmp_path / "out"), {}, {})
     assert not list((tmp_path / "out").glob("[!.]*"))
 
 
@@ -285,7 +288,7 @@ def test_a_second_run_is_refused_until_the_first_is_dead(tmp_path, capsys):
     first = CONTEXT.Process(target=hold, args=(tmp_path / "lessons", ready))
     first.start()
     assert ready.wait(20)
-    assert course.main(["run", "--preset", "ci", "--out", str(tmp_path)]) == 2
+    assert course_cli.main(["run", "--preset", "ci", "--out", str(tmp_path)]) == 2
     assert "another process is writing" in capsys.readouterr().err
     first.kill()
     first.join()

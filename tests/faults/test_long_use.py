@@ -19,7 +19,7 @@ from test_data import fake_tiles, make_folder
 
 from crc_helpers import runs
 from crc_helpers.augmentation import VIEWS
-from crc_helpers.course import ROOT, lesson_files, parameters_of
+from crc_helpers.course.settings import lesson_files, parameters_of
 from crc_helpers.explorers import (
     EmbeddingExplorer,
     GradCamExplorer,
@@ -30,6 +30,7 @@ from crc_helpers.explorers import (
     ViewsExplorer,
 )
 from crc_helpers.models import Classifier, Encoder
+from crc_helpers.runs import ROOT
 
 FULL = bool(os.environ.get("CRC_FAULTS"))  # `make test-faults`
 on_demand = pytest.mark.skipif(not FULL, reason="minutes: make test-faults")

@@ -17,9 +17,9 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from sklearn.metrics import roc_auc_score
 from test_data import HEADER, fake_tiles
 
-from crc_helpers import data_readers, pretraining
+from crc_helpers import pretraining
 from crc_helpers.augmentation import VIEWS
-from crc_helpers.data import DataError, split
+from crc_helpers.data import split
 from crc_helpers.evaluation import (
     bootstrap_interval,
     expected_calibration_error,
@@ -34,6 +34,9 @@ from crc_helpers.grad_cam import boxes, hits, mass_inside, overlap
 from crc_helpers.models import Classifier, Encoder
 from crc_helpers.pretraining import collapsed, make_monitor
 from crc_helpers.runs import load_checkpoint, save_json
+from crc_helpers.sources import images as image_reader
+from crc_helpers.sources import mhist, tables
+from crc_helpers.sources.base import DataError
 
 settings.register_profile("course", deadline=None, derandomize=True, max_examples=100,
                           suppress_health_check=list(HealthCheck))  # fmt: skip
@@ -54,7 +57,7 @@ def test_any_image_is_a_tile_or_a_sentence():
     @given(st.sampled_from(GOOD) | damaged(GOOD, most=1) | st.binary(max_size=400))
     def check(content):
         try:
-            tile, _, _ = data_readers.decode(Path("x.png"), 8, content)
+            tile, _, _ = image_reader.decode(Path("x.png"), 8, content)
             assert tile.shape == (3, 8, 8) and tile.dtype == np.uint8
             seen["read"] += 1
         except DataError as error:
@@ -80,9 +83,9 @@ def test_any_table_is_rows_or_a_sentence(tmp_path):
         csv.writer(content, delimiter=separator).writerows([HEADER.split(","), *rows])
         path.write_bytes(content.getvalue().encode())
         try:
-            table, _ = data_readers.read_table(path, data_readers.MHIST_COLUMNS)
+            table, _ = tables.read_table(path, mhist.MHIST_COLUMNS)
             assert 0 < len(table) <= len(rows)
-            assert list(table) == list(data_readers.MHIST_COLUMNS)
+            assert list(table) == list(mhist.MHIST_COLUMNS)
             seen["read"] += 1
         except DataError as error:
             assert str(error).isprintable() and "any.csv" in str(error)

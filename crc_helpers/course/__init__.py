@@ -1,0 +1,1 @@
+"""The command line: run the lessons, look after data, check the machine."""

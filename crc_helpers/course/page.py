@@ -1,0 +1,49 @@
+"""An executed notebook, made to be read without a kernel."""
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import nbformat
+
+from crc_helpers.runs import ROOT
+
+
+def drop_widgets(notebook: Any) -> Any:
+    """Take progress bars and explorers out, dead without a kernel; a still picture is beside each.
+
+    Returns the notebook, changed in place.
+    """
+    view = "application/vnd.jupyter.widget-view+json"
+    for cell in (c for c in notebook.cells if c.cell_type == "code"):
+        cell.outputs = [output for output in cell.outputs if view not in output.get("data", {})]
+    notebook.metadata.pop("widgets", None)
+    return notebook
+
+
+def page(notebook: Path, changed: dict[str, Any] | None = None) -> str:
+    """An executed notebook as one HTML file, to be read offline: of all that it could load, only
+    MathJax, which sets the formulas, is left.
+
+    changed: the parameters that are not the published run's; the page says that it is another run.
+    """
+    from nbconvert import HTMLExporter
+
+    content = drop_widgets(nbformat.read(notebook, as_version=4))
+    if changed:
+        said = (f"{name} = {value!r}".replace("`", "'") for name, value in changed.items())
+        settings = ", ".join(f"`{one}`" for one in said)
+        content.cells.insert(0, nbformat.v4.new_markdown_cell(
+            f"> **A run of its own**, with {settings}. The printed numbers and the figures are this"
+            " run's. The text (*What to see*) describes the run that the course is published with:"
+            " its numbers are others, and so may be what there is to see."))  # fmt: skip
+    remote = ("require_js_url", "mermaid_js_url", "mermaid_layout_elk_js_url", "jquery_url")
+    exporter = HTMLExporter(embed_images=True, **dict.fromkeys(remote, ""))
+    html, _ = exporter.from_notebook_node(
+        content, {"metadata": {"name": notebook.stem, "path": str(notebook.parent)}}
+    )
+    # The next lesson is a page beside this one; what lies beside the notebooks is in the checkout.
+    html = re.sub(r'href="(\d\d_\w+)\.ipynb"', r'href="\1.html"', html)
+    html = html.replace('href="../', f'href="{os.path.relpath(ROOT, notebook.parent)}/')
+    return html.replace('<script src=""></script>', "")

@@ -1,0 +1,165 @@
+"""What explorers share: controls over a pure function that draws, and one picture of it."""
+
+import base64
+from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property
+
+import cv2
+import ipywidgets as widgets
+import matplotlib.pyplot as plt
+import numpy as np
+from IPython import get_ipython
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from crc_helpers.data import Tiles
+
+WIDTH = 8.0  # inches of a figure: at 100 dots an inch it fits beside JupyterLab's list of files
+THIRDS = [(left, 0.14, 0.324, 0.72) for left in (0.004, 0.338, 0.672)]  # for three pictures
+SHOWN: dict[str, tuple[str, list["Explorer"]]] = {}  # id of a cell: its last run, and what it shows
+
+
+def fixed_axes(
+    height: float, places: Sequence[tuple[float, float, float, float]]
+) -> tuple[Figure, list[Axes]]:
+    """A figure, `height` inches high, with axes at places: left, bottom, width, height, as shares.
+
+    Nothing jumps when a number gains a digit, and there is no layout to solve at every move of a
+    slider, which took half of its time.
+    """
+    figure = plt.figure(figsize=(WIDTH, height), layout="none")
+    return figure, [figure.add_axes(place) for place in places]
+
+
+def as_png(figures: Iterable[Figure]) -> bytes:
+    """Turn figures of one width into one PNG, below each other; each is closed before the next."""
+    pictures = []
+    for figure in figures:
+        try:
+            figure.set_dpi(100)
+            figure.canvas.draw()
+            pictures.append(np.asarray(figure.canvas.buffer_rgba())[..., 2::-1])  # OpenCV has BGR
+        finally:
+            plt.close(figure)  # or every move of a slider leaves a figure in memory
+    return cv2.imencode(".png", np.concatenate(pictures))[1].tobytes()  # twice as fast as Pillow's
+
+
+def running_cell() -> tuple[str, str] | None:
+    """Id of the notebook's cell that is running, and of this run; None where the page says none."""
+    parent = getattr(get_ipython(), "get_parent", dict)()
+    cell = parent.get("metadata", {}).get("cellId")
+    return (cell, parent["header"]["msg_id"]) if cell else None
+
+
+def close(widget: widgets.Widget) -> None:
+    """Close a widget, what it holds, and what says how it looks."""
+    looks = (getattr(widget, name, None) for name in ("layout", "style"))
+    for held in (*getattr(widget, "children", ()), *filter(None, looks)):
+        close(held)
+    widget.close()
+
+
+class Explorer:
+    """Controls over a pure function that draws a figure: one picture, updated in place.
+
+    A subclass makes `controls` and says in `figure` what they show. An error while drawing stands
+    in the explorer as a sentence, the picture before it stays, and the controls go on working; but
+    what cannot be drawn even once raises, or a lesson could be broken without anyone being told.
+    """
+
+    def __init__(self, controls: list[widgets.Widget]) -> None:
+        self.controls = controls
+        self.picture = widgets.Image(format="png", layout={"max_width": "100%"})
+        self.message, self.link = widgets.Label(), widgets.HTML()
+        for control in controls:
+            control.observe(self._redraw, names="value")
+        self._draw()
+
+    def figure(self) -> Figure:
+        """Draw what the controls say."""
+        raise NotImplementedError
+
+    def pages(self) -> Iterable[Figure]:
+        """Draw all that is to be seen, from top to bottom."""
+        yield self.figure()
+
+    def _draw(self) -> None:
+        picture = as_png(self.pages())
+        self.picture.value = picture
+        # The picture itself is in the link: saved by the browser, nothing written here.
+        address = f"data:image/png;base64,{base64.b64encode(picture).decode()}"
+        self.link.value = f'<a download="{type(self).__name__}.png" href="{address}">save</a>'
+
+    def _redraw(self, _change: object = None) -> None:
+        self._attempt(self._draw)
+
+    def _attempt(self, act: Callable[[], None]) -> None:
+        """Do what a control asks for: with a busy sign, and a sentence where it fails."""
+        self.message.value = "drawing …"
+        try:
+            act()
+            if self.message.value == "drawing …":  # else it has drawn on the way, or failed to
+                self.message.value = ""
+        except Exception as error:
+            self.message.value = f"Not drawn: {error}"
+
+    def show(self) -> widgets.Widget:
+        """Return the widget, for the last line of a cell; what an earlier run showed is closed."""
+        if cell := running_cell():
+            run, shown = SHOWN.get(cell[0], ("", []))
+            if run != cell[1]:
+                for old in shown:
+                    if old is not self:
+                        old.close()
+                shown = []
+            SHOWN[cell[0]] = cell[1], [*shown, self]
+        return self.whole
+
+    @cached_property
+    def whole(self) -> widgets.Widget:
+        """All that is shown, arranged once."""
+        return self.arranged()
+
+    def close(self) -> None:
+        """Let go of all widgets; ipywidgets keeps the others, with networks and tiles, for ever."""
+        close(self.whole)
+        self.whole.children = ()  # the box itself stays in IPython's list of outputs
+
+    def arranged(self) -> widgets.Widget:
+        """The controls in two columns, over the picture."""
+        half = -(-len(self.controls) // 2)
+        columns = [widgets.VBox(self.controls[:half]), widgets.VBox(self.controls[half:])]
+        rows = widgets.HBox(columns, layout={"flex_flow": "row wrap"})
+        return widgets.VBox([rows, self.message, self.picture, self.link])
+
+
+def named(description: str) -> dict:
+    """Style and width of a control with its name to the left."""
+    return {
+        "description": description,
+        "style": {"description_width": "140px"},
+        "layout": {"width": "400px"},
+    }
+
+
+def slider(
+    description: str, value: float, low: float, high: float, steps: int = 50
+) -> widgets.FloatSlider:
+    """A slider that reports when it is let go."""
+    return widgets.FloatSlider(
+        value=value, min=low, max=high, step=(high - low) / steps, continuous_update=False,
+        readout_format=".2f", **named(description),
+    )  # fmt: skip
+
+
+def tile_options(tiles: Tiles, indices: np.ndarray) -> list[tuple[str, int]]:
+    """Number, class and id of tiles, for a list to choose from."""
+    names = [*tiles.class_names, "no label"]
+    return [
+        (f"{k}: {names[tiles.labels[i]]}, {tiles.ids[i]}", int(i)) for k, i in enumerate(indices, 1)
+    ]
+
+
+def shortened(text: str, n: int) -> str:
+    """A text of at most n characters."""
+    return text if len(text) <= n else f"{text[: n - 1]}…"

@@ -1,0 +1,120 @@
+"""Tiles on a map of their features, and their neighbours (lessons 03 and 04)."""
+
+import ipywidgets as widgets
+import numpy as np
+from matplotlib.colors import ListedColormap
+from matplotlib.figure import Figure
+
+from crc_helpers.data import Tiles
+from crc_helpers.explorers.base import Explorer, fixed_axes, named, shortened, slider
+from crc_helpers.figures import PALETTE, show_tile
+
+
+def nearest(features: np.ndarray, i: int, k: int = 5) -> np.ndarray:
+    """The k rows of features (N, D) with the highest cosine to row i, itself left out, int (k,).
+
+    A row of zeros, which a collapsed encoder gives, has cosine 0 to all; among equals, the first.
+    """
+    length = np.linalg.norm(features, axis=1, keepdims=True)
+    unit = features / np.where(length > 0, length, 1)
+    others = np.delete(np.arange(len(features)), i)
+    return others[np.argsort(-(unit[others] @ unit[i]), kind="stable")][:k]
+
+
+def embedding_figure(
+    points: np.ndarray, features: np.ndarray, tiles: Tiles, i: int, kind: str, title: str = ""
+) -> Figure:
+    """Draw a map of tiles, one of them, and the five nearest to it in feature space.
+
+    points (N, 2), features (N, D) of the N `tiles`; kind: what colours show, see `colours_of`.
+    """
+    near = nearest(features, i)
+    places = [(0.52 + 0.16 * k, bottom, 0.155, 0.36) for bottom in (0.55, 0.11) for k in range(3)]
+    figure, (ax, *pictures) = fixed_axes(3.5, [(0.01, 0.11, 0.34, 0.8), *places])
+    values, names = colours_of(tiles, kind)
+    colours = ListedColormap([PALETTE[0], PALETTE[3]]) if len(names) == 2 else "viridis"
+    shown = ax.scatter(*points.T, c=values, s=14, linewidths=0, alpha=0.8, cmap=colours)
+    for j in near:
+        ax.plot(*points[[i, j]].T, color="0.2", linewidth=0.8)
+    ax.plot(*points[near].T, "o", mfc="none", mec="0.2", markersize=8)
+    ax.plot(*points[i], "o", mfc="none", mec="k", mew=2.5, markersize=14)
+    ax.set(xticks=[], yticks=[])
+    ax.set_title(title, fontsize=10)
+    if names:
+        handles = shown.legend_elements(num=None)[0]
+        words = [shortened(name, 12) for name in names]  # up to the pictures beside them
+        ax.legend(handles, words, title=kind, fontsize=9, title_fontsize=9, loc="center left",
+                  bbox_to_anchor=(1, 0.5), frameon=False, handletextpad=0)  # fmt: skip
+    for place, (ax, j) in enumerate(zip(pictures, (i, *near), strict=False)):
+        label = tiles.class_names[tiles.labels[j]] if tiles.labels[j] >= 0 else "no label"
+        title = f"{place}. {label}" if place else f"this {label}"
+        show_tile(ax, tiles.images[j], shortened(title, 13))  # up to the picture beside it
+        if tiles.groups is not None and place and tiles.groups[j] == tiles.groups[i]:
+            ax.text(0.5, 0.05, "same slide", transform=ax.transAxes, ha="center", fontsize=9,
+                    bbox={"facecolor": "white", "pad": 1, "linewidth": 0})  # fmt: skip
+    for ax in pictures[len(near) + 1 :]:
+        ax.set_axis_off()
+    same = (tiles.labels[near] == tiles.labels[i]).mean()
+    chance = (np.delete(tiles.labels, i) == tiles.labels[i]).mean()
+    notes = [f"neighbours of its class {same:.0%} (chance {chance:.0%})"]
+    if tiles.groups is not None:
+        mates = (tiles.groups[near] == tiles.groups[i]).mean()
+        chance = (np.delete(tiles.groups, i) == tiles.groups[i]).mean()
+        notes.append(f"of its slide {mates:.0%} (chance {chance:.0%})")
+    figure.supxlabel(" · ".join(notes), fontsize=11)
+    return figure
+
+
+def colours_of(tiles: Tiles, kind: str) -> tuple[np.ndarray, list[str]]:
+    """A number a tile (N,), and the names of the numbers, none where they are too many to list.
+
+    kind: "class", "slide", "votes", or a column of the tiles' metadata.
+    """
+    if kind == "votes":
+        return tiles.votes, [str(v) for v in np.unique(tiles.votes)]
+    values = {"class": tiles.labels, "slide": tiles.groups}.get(kind)
+    values = tiles.metadata[kind].to_numpy() if values is None else values
+    known, codes = np.unique(values, return_inverse=True)
+    if kind == "class":
+        return codes, ["no label" if k < 0 else tiles.class_names[k] for k in known]
+    return codes, [str(k) for k in known] if len(known) <= 8 else []
+
+
+class EmbeddingExplorer(Explorer):
+    """Point at a tile on a map of features, and see it and its nearest neighbours.
+
+    tiles: N of them; features: name of an encoder to its features (N, D); maps: name of the same
+    encoder to a flat map (N, 2) of them.
+    """
+
+    def __init__(
+        self, tiles: Tiles, features: dict[str, np.ndarray], maps: dict[str, np.ndarray]
+    ) -> None:
+        self.tiles, self.features, self.maps = tiles, features, maps
+        known = {"class": True, "slide": tiles.groups is not None, "votes": tiles.votes is not None}
+        kinds = [kind for kind, there in known.items() if there]
+        kinds += [] if tiles.metadata is None else [c for c in tiles.metadata if c not in known]
+        self.encoder = widgets.Dropdown(
+            options=list(maps), value=list(maps)[-1], **named("encoder")
+        )
+        self.kind = widgets.Dropdown(options=kinds, **named("colour by"))
+        # Finer than other sliders, or tiles in a crowd could not be pointed at.
+        self.across, self.down = (
+            slider(f"point: {way}", 0.5, 0.0, 1.0, steps=250) for way in ("across", "down")
+        )
+        super().__init__([self.encoder, self.kind, self.across, self.down])
+
+    def pointed(self) -> int:
+        """The tile nearest to where the two sliders point."""
+        points = self.maps[self.encoder.value]
+        low, high = points.min(axis=0), points.max(axis=0)
+        at = (points - low) / np.maximum(high - low, 1e-12)
+        wanted = np.array([self.across.value, 1 - self.down.value])
+        return int(np.square(at - wanted).sum(axis=1).argmin())
+
+    def figure(self) -> Figure:
+        """Draw the map and the tile pointed at."""
+        name = self.encoder.value
+        return embedding_figure(
+            self.maps[name], self.features[name], self.tiles, self.pointed(), self.kind.value, name
+        )

@@ -1,0 +1,49 @@
+"""Tissue, prediction and map that follow the tissue's parameters (lesson 06)."""
+
+from collections.abc import Sequence
+
+from matplotlib.figure import Figure
+
+from crc_helpers.explorers.heat import choices, explanation_figure
+from crc_helpers.explorers.tissue import TissueExplorer
+from crc_helpers.models import Classifier
+from crc_helpers.tissue.parameters import CLASS_NAMES, TissueParameters, diagnose, distortion
+from crc_helpers.tissue.slide import draw
+
+
+def live_figure(
+    model: Classifier,
+    size: int,
+    parameters: TissueParameters,
+    seed: int,
+    target: int = 1,
+    layer: str | None = None,
+) -> Figure:
+    """Draw a tile of these parameters, and what a network makes of it; HP is class 0, SSA 1."""
+    drawing, found = draw(parameters, seed), distortion(parameters)
+    return explanation_figure(
+        model, drawing.image, size, class_names=CLASS_NAMES, target=target, layer=layer,
+        title=f"by the rule: {CLASS_NAMES[diagnose([found])]}\n(distortion {found:.2f})",
+        mask=drawing.diagnostic, mask_name="diagnostic region",
+    )  # fmt: skip
+
+
+class LiveExplorer(TissueExplorer):
+    """Turn the tissue's parameters and watch prediction and map follow; HP is class 0, SSA 1.
+
+    models: name to network, in evaluation mode; size: their input side in pixels.
+    """
+
+    def __init__(
+        self, models: dict[str, Classifier], size: int, names: Sequence[str], seed: int = 0
+    ) -> None:
+        self.models, self.size = models, size
+        self.model, self.target, self.layer = choices(models, CLASS_NAMES)
+        super().__init__(names, seed, [self.model, self.target, self.layer])
+
+    def figure(self) -> Figure:
+        """Draw what the network makes of the tile of the sliders."""
+        return live_figure(
+            self.models[self.model.value], self.size, self.parameters(), self.seed.value,
+            self.target.value, self.layer.value,
+        )  # fmt: skip

@@ -1,0 +1,70 @@
+"""What matters in pre-training: one factor at a time is moved away from the recipe."""
+
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from common import Study, main
+
+from crc_helpers import claims
+from crc_helpers.claims import Trial
+from crc_helpers.data import balance
+from crc_helpers.evaluation import macro_auc
+from crc_helpers.fine_tuning import linear_probe
+from crc_helpers.pretraining import knn_accuracy
+
+FACTORS: dict[str, tuple] = {
+    "temperature": (0.07, 0.1, 0.4, 0.7),
+    "head": ("mlp",),
+    "crop": (0.08, 0.7),  # the smallest share of the tile's area kept
+    "stain": (0.0, 0.7),
+    "pretrain_batch": (32, 128),
+    "pretrain_epochs": (5, 20, 80),
+    "tiles": ("balanced", "the scored ones too"),  # without labels, either way
+}
+
+
+def plan(seeds: int) -> Iterable[dict]:
+    """What matters in pre-training: one factor at a time is moved away from the recipe."""
+    for seed in range(seeds):
+        yield {"seed": seed, "factor": "none", "value": "the recipe"}
+        for factor, values in FACTORS.items():
+            for value in values:
+                yield {"seed": seed, "factor": factor, "value": value}
+
+
+def row(t: Trial, factor: str, value: Any) -> dict:
+    """kNN and probe, on validation, of an encoder pre-trained with one thing changed.
+
+    On all classes: the study `questions` shows what pre-training can gain there.
+    """
+    t = t.many
+    r, train, val, index = t.recipe, t.parts.train, t.parts.val, None
+    y = t.labels(train)
+    if factor == "crop":
+        r = replace(r, views=replace(r.views, crop=(value, 1.0)))
+    elif factor == "stain":
+        r = replace(r, views=replace(r.views, stain=value))
+    elif factor == "tiles":
+        more = np.concatenate([train, val])
+        index = train[balance(y, np.random.default_rng(t.seed))[0]] if value == "balanced" else more
+        # As many steps as on the usual tiles.
+        r = replace(r, pretrain_epochs=round(r.pretrain_epochs * len(train) / len(index)))
+    elif factor != "none":
+        r = replace(r, **{factor: value})
+    encoder = t.pretrained(r, index)
+    known, asked = t.features(encoder, train), t.features(encoder, val)
+    found = {"knn": knn_accuracy(known, y, asked, t.labels(val))}
+    few = claims.labelled_subset(y, 0.1, t.seed)
+    for name, given in (("auc", np.arange(len(y))), ("auc_of_a_tenth", few)):
+        # The strength is not chosen: validation, which would choose it, is what scores here.
+        probe = linear_probe(known[given], y[given], known[:0], y[:0])
+        found[name] = macro_auc(t.labels(val), probe.predict_proba(asked.numpy()))
+    return found
+
+
+STUDY = Study("recipe", plan, row)
+
+if __name__ == "__main__":
+    raise SystemExit(main(STUDY))
