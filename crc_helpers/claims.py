@@ -472,9 +472,7 @@ class Trial:
     @cached_property
     def parts(self) -> Split:
         """By slide or case where they are known; an official partition is not used."""
-        return self.divided or split(
-            replace(self.tiles, partition=None), test=0.35, seed=self.seed
-        )
+        return self.divided or split(replace(self.tiles, partition=None), test=0.35, seed=self.seed)
 
     def labels(self, index: np.ndarray) -> np.ndarray:
         """Labels of some tiles."""

@@ -28,6 +28,7 @@ from crc_helpers.grad_cam import (
     evidence,
     grad_cam,
     hits,
+    layer_names,
     mass_inside,
     stage_names,
 )
@@ -137,7 +138,7 @@ def all_maps(
     costly: of how many images those maps are made that need many passes; None: of all. windows:
     squares a side that occlusion covers one by one.
     """
-    early, square = stage_names(model)[-2:][0], images.shape[-1] // windows
+    early, square = layer_names(model, images)[-2:][0], images.shape[-1] // windows
     cheap = {
         "Grad-CAM": lambda x, y: grad_cam(model, x, y).maps,
         "HiResCAM": lambda x, y: hires_cam(model, x, y, early),
@@ -511,6 +512,8 @@ def _ink_maps(
 # --- Networks, trained once -----------------------------------------------------------------------
 
 AGAIN = {"trained again": 1, **{f"trained again {k}": k for k in (2, 3, 4)}}
+
+
 def tile_batch(tiles: Tiles, index: np.ndarray, size: int) -> Tensor:
     """Return tiles at `index` as the network takes them, float (N, 3, size, size) in [0, 1]."""
     parts = [index[i : i + 128] for i in range(0, len(index), 128)]

@@ -19,10 +19,10 @@ from crc_helpers.layers import (
     known,
     layer_name,
     prepared,
+    stage_names,
     trial_pictures,
 )
-from crc_helpers.layers import last_stage as last_stage
-from crc_helpers.layers import stage_names as stage_names
+from crc_helpers.models import Classifier
 
 OTHERWISE = "occlusion (captum.attr.Occlusion), which needs no layer"
 
@@ -34,6 +34,7 @@ class Explanation:
     maps: Tensor  # float32 (N, h, w), raw: not negative, not scaled, at the layer's own resolution
     logits: Tensor  # float32 (N, C)
     targets: Tensor  # int64 (N,), the class whose logit is explained
+    layer: Layer  # whose activations explain it
 
 
 def grad_cam(
@@ -53,10 +54,11 @@ def grad_cam(
     the score, or whose output cannot be laid on the picture; it then names one that can.
     Source: Selvaraju et al. 2017, arXiv 1610.02391.
     """
+    layer = last_layer(model, images) if layer is None else layer
     activations, gradient, logits, targets = evidence(model, images, target, layer)
     weights = gradient.mean(dim=(2, 3))  # (N, K)
     maps = torch.einsum("nk,nkhw->nhw", weights, activations).relu()
-    return Explanation(maps.float().cpu(), logits.float().cpu(), targets.cpu())
+    return Explanation(maps.float().cpu(), logits.float().cpu(), targets.cpu(), layer)
 
 
 def evidence(
@@ -68,13 +70,16 @@ def evidence(
     """Return a layer's activations, the gradient of one logit with respect to them, both
     (N, K, h, w), the logits (N, C) and the classes explained (N,). Arguments as in `grad_cam`.
     """
-    with prepared(model, images) as (network, images):
+    with prepared(model, images) as network:
+        # Channels innermost are faster, but a network of another make may not take them.
+        layout = torch.channels_last if isinstance(network, Classifier) else torch.preserve_format
+        images = images.detach().clone(memory_format=layout)  # for the network to change
         module = _last(network, images) if layer is None else find_layer(model, layer)
         grid = _grid(network, images, module)
         calls, logits, targets = _differentiate(network, images, module, target)
         if len(calls) > 1:
             raise _refusal(network, images, module, f"acts on the score in {len(calls)} calls")
-        # It is an answer that nothing speaks for a class; that no place of a layer can is not.
+        # A map of zeros is an answer if nothing speaks for the class, and none if nothing could.
         if not calls or not (grid(calls[0][1]).any() or _may_be_silent(network, images, module)):
             raise _refusal(network, images, module, "has no say in the score at any place")
     activations, gradient = calls[0]
@@ -141,7 +146,7 @@ def as_grid(output: Tensor, model: nn.Module, layer: Layer, images: Tensor) -> T
     Tokens are put back in rows, without those that stand for no place; channels that a network
     keeps last are put first. Raises ValueError for a layer of which that is not known.
     """
-    with prepared(model, images) as (network, images):
+    with prepared(model, images) as network:
         return _grid(network, images, find_layer(model, layer))(output)
 
 
@@ -149,8 +154,17 @@ def last_layer(model: nn.Module, images: Tensor) -> str:
     """Return the name of the last layer with weights that keeps the picture's places and has a say
     in the score: where a class token alone is read, the norm before the last attention.
     """
-    with prepared(model, images) as (network, images):
-        return layer_name(network, _last(network, images))
+    return layer_names(model, images)[-1]
+
+
+def layer_names(model: nn.Module, images: Tensor) -> list[str]:
+    """Return the names of the stages that can be explained, with `last_layer` at the end."""
+    with prepared(model, images) as network:
+        last = _last(network, images)
+        grids = known(network, images).grids
+        stages = [find_layer(network, name) for name in stage_names(network)]
+        before = [m for m in stages if m in grids and last not in m.modules()]
+        return [layer_name(network, module) for module in [*before, last]]
 
 
 def _grid(network: nn.Module, images: Tensor, module: nn.Module) -> Grid:
@@ -176,8 +190,11 @@ def _last(network: nn.Module, images: Tensor) -> nn.Module:
                 f"no layer of {type(network).__name__} is known to keep the places of a picture of"
                 f" {tuple(images.shape[2:])} pixels: take {OTHERWISE}"
             )
-        acting = (m for m in reversed(layers) if _acts(network, images, m))
-        found.last = next(acting, layers[-1])
+        last = next((m for m in reversed(layers) if _acts(network, images, m)), layers[-1])
+        stages = [find_layer(network, name) for name in stage_names(network)]
+        while isinstance(last, nn.Sequential) and {*stages} & {*last[:-1].modules()}:
+            last = last[-1]  # of a container of stages, which gives the same
+        found.last = last
     return found.last
 
 
@@ -194,7 +211,8 @@ def _may_be_silent(network: nn.Module, images: Tensor, module: nn.Module) -> boo
 
 def _refusal(network: nn.Module, images: Tensor, module: nn.Module, why: str) -> ValueError:
     last = _last(network, images)
-    remedy = OTHERWISE if last is module else f"layer={layer_name(network, last)!r}"
+    other = last is not module and _acts(network, images, last)
+    remedy = f"layer={layer_name(network, last)!r}" if other else OTHERWISE
     return ValueError(f"layer {layer_name(network, module)!r} {why}: take {remedy}")
 
 

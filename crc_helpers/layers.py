@@ -17,8 +17,10 @@ from crc_helpers.models import Classifier, evaluating
 Layer = str | nn.Module  # a module, or its dotted name
 
 # Where a trial picture is painted over, as shares of the way down and to the right.
-SPOTS = [(0, 0), (0, 1), (1, 0), (1, 1), (0.3, 0), (0.6, 1), (0.25, 0.55), (0.7, 0.4)]
-AGREEMENT = 0.8  # correlation from which a layer is said to change where the picture changed
+SPOTS = [(0, 0), (0, 1), (1, 0), (1, 1), (0.3, 0), (0.6, 1), (0.15, 0.55), (0.45, 0.2), (0.4, 0.75)]
+SPOTS += [(0.7, 0.4), (0.85, 0.65), (0.55, 0.9)]
+AGREEMENT = 0.9  # correlation from which a layer is said to change where the picture changed
+CONVOLUTIONS = (nn.Conv2d, nn.BatchNorm2d)  # have their channels first
 MOST_EXTRA = 8  # tokens that stand for no place: class, distillation and register tokens
 ORDERS = {4: [(0, 1, 2, 3), (0, 3, 1, 2)], 3: [(0, 2, 1), (1, 2, 0), (0, 1, 2)]}
 ROUNDINGS = {4: [(1, 1)], 3: [(1, 0), (0, 1)]}  # by how much cells may be too few, too many
@@ -33,7 +35,9 @@ def find_layer(model: nn.Module, layer: Layer) -> nn.Module:
     """
     names = dict(list(model.named_modules(remove_duplicate=False))[1:])  # without the model itself
     if isinstance(layer, nn.Module):
-        layer = next((name for name, module in names.items() if module is layer), str(type(layer)))
+        layer = next(
+            (name for name, module in names.items() if module is layer), type(layer).__name__
+        )
     found = [name for name in names if f".{name}".endswith(f".{layer}")]
     found = [name for name in found if name.count(".") == min(n.count(".") for n in found)]
     if len(found) != 1:
@@ -68,20 +72,17 @@ def stage_names(model: nn.Module) -> list[str]:
     return stages
 
 
-def last_stage(model: nn.Module) -> str:
-    """Return the name of the last stage, "layer4" in a ResNet-50."""
-    return stage_names(model)[-1]
-
-
 # --- Looking into a network -----------------------------------------------------------------------
 
 _ALONE = threading.RLock()  # a network's mode and hooks are the same for all threads
 
 
 @contextlib.contextmanager
-def prepared(model: nn.Module, images: Tensor) -> Iterator[tuple[nn.Module, Tensor]]:
-    """Yield the network inside its wrapper, for this thread alone and in evaluation mode (batch
-    statistics would make images depend on each other), and images for it to change.
+def prepared(model: nn.Module, images: Tensor) -> Iterator[nn.Module]:
+    """Yield the network inside its wrapper, for this thread alone and in evaluation mode: batch
+    statistics would make images depend on each other.
+
+    Raises ValueError for images, or a network, whose layers cannot be looked into.
     """
     if images.ndim != 4 or not images.is_floating_point():
         raise ValueError(
@@ -94,10 +95,8 @@ def prepared(model: nn.Module, images: Tensor) -> Iterator[tuple[nn.Module, Tens
         raise ValueError("the network was made in torch.inference_mode(): make it outside of that")
     if any(isinstance(module, torch.jit.ScriptModule) for module in network.modules()):
         raise ValueError("TorchScript shows no layer: give the network that it was made from")
-    # Convolutions read channels innermost faster; a network of someone else may not take it.
-    layout = torch.channels_last if isinstance(network, Classifier) else torch.preserve_format
     with _ALONE, torch.inference_mode(False), evaluating(network):
-        yield network, images.detach().clone(memory_format=layout)
+        yield network
 
 
 @contextlib.contextmanager
@@ -158,14 +157,14 @@ def find_grids(
 ) -> dict[nn.Module, Grid | str]:
     """Return the grid of each module, or why it has none, in the order in which they end.
 
-    Shapes suggest grids and a trial decides: a layer must change where the picture is changed. A
-    module that is not called is left out.
+    Shapes suggest grids. Where a convolution does not make it plain, a trial decides: tokens and
+    channels kept last must change where the picture is changed. What is not called is left out.
     """
     found: dict[nn.Module, Grid | str] = {}
 
     def look(module: nn.Module, output: Any) -> None:
         found.pop(module, None)  # the last call of several counts
-        found[module] = _recognise(output, *images.shape[2:])
+        found[module] = _recognise(module, output, *images.shape[2:])
 
     with torch.no_grad(), hooked(modules, look):
         network(trial_pictures(images))
@@ -184,20 +183,21 @@ def trial_pictures(images: Tensor) -> Tensor:
     return pictures.to(images)
 
 
-def _recognise(output: Any, height: int, width: int) -> Grid | str:
+def _recognise(module: nn.Module, output: Any, height: int, width: int) -> Grid | str:
     """Return the grid of a layer's output for the trial pictures, or why there is none."""
     if not isinstance(output, Tensor):
         return f"gives a {type(output).__name__} and not one tensor"
-    scores = {grid: _agreement(grid, output) for grid in _candidates(output.shape, height, width)}
+    grids = list(_candidates(output.shape, height, width))
+    if output.ndim == 4 and grids:
+        if isinstance(module, CONVOLUTIONS) and grids[0].order == ORDERS[4][0]:
+            return grids[0]
+        convolves = any(isinstance(part, CONVOLUTIONS) for part in module.modules())
+        if len(grids) == 1 and (convolves or min(grids[0].size) < 3):  # too few rows for a trial
+            return grids[0]
+    scores = {grid: _agreement(grid, output) for grid in grids}
     proved = {grid: score for grid, score in scores.items() if score >= AGREEMENT}
     if proved:
         return max(proved, key=proved.__getitem__)
-    if len(scores) == 1 and output.ndim == 4:  # there is one way, and the trial decides nothing:
-        ((grid, score),) = scores.items()
-        laid = grid(output).nan_to_num()
-        dead = math.isnan(score) and bool((laid == laid[..., :1, :1]).all())
-        if dead or min(grid.size) < 3:  # for two rows are too few for it
-            return grid
     shape = ", ".join(map(str, output.shape[1:]))
     return f"gives (N, {shape}), in which the places of the picture are not found"
 
@@ -208,8 +208,9 @@ def _candidates(shape: torch.Size, height: int, width: int) -> Iterator[Grid]:
         pictures, _, *places = [shape[axis] for axis in order]
         sizes = [(*places, 0)]
         if len(places) == 1:
-            cells = [(places[0] - extra, extra) for extra in range(MOST_EXTRA + 1)]
-            sizes = [(h, n // h, e) for n, e in cells for h in range(1, n + 1) if n % h == 0]
+            (tokens,) = places
+            cells = range(max(2, tokens - MOST_EXTRA), tokens + 1)
+            sizes = [(h, n // h, tokens - n) for n in cells for h in range(1, n + 1) if n % h == 0]
         for h, w, extra in sizes:
             if pictures == len(SPOTS) + 1 and _fits(h, w, height, width, ROUNDINGS[len(shape)]):
                 yield from (Grid(order, (h, w), skip) for skip in range(extra + 1))
@@ -230,7 +231,7 @@ def _agreement(grid: Grid, output: Tensor) -> float:
     """Return how closely the middle of what changes follows SPOTS: the correlation, on the axis
     where it is less; NaN if nothing changes.
     """
-    laid = grid(output).double()
+    laid = grid(output).float()
     changed = (laid[1:] - laid[:1]).square().sum(dim=1)  # (spots, h, w)
     answers = changed.sum(dim=(1, 2)) > 0
     if answers.sum() < 4:

@@ -14,7 +14,7 @@ LESSONS = (  # a room imports those before it
     *("data", "augmentation", "pretraining", "fine_tuning", "evaluation"),
     *("grad_cam", "claims", "explanations", "slides"),
 )
-SHARED = {"models", "runs", "figures"}
+SHARED = {"models", "layers", "runs", "figures"}
 SCRIPTS = {"studies", "tools"}  # folders of scripts beside the package
 
 

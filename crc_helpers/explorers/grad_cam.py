@@ -89,7 +89,7 @@ class GradCamExplorer(Explorer):
             accept=",".join(SUFFIXES), description="or your own image (10 MB; make lab: 100 MB)",
             layout={"width": "400px"},
         )  # fmt: skip
-        self.model, self.target, self.layer = choices(models, tiles.class_names)
+        self.model, self.target, self.layer = choices(models, tiles.class_names, size)
         self.method = widgets.Dropdown(options=[(n, n) for n in METHODS], **named("method"))
         self.asked = self.model, self.target, self.layer, self.method  # in the order of Asked
         others = [

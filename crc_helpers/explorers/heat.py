@@ -16,10 +16,10 @@ from crc_helpers.grad_cam import (
     boxes,
     enlarge,
     grad_cam,
-    last_stage,
+    last_layer,
+    layer_names,
     mass_inside,
     overlap,
-    stage_names,
 )
 from crc_helpers.models import Classifier, evaluating
 
@@ -59,8 +59,9 @@ def explain(
     """
     covered = paint_over(image, cover)
     pair = torch.from_numpy(np.stack([covered, image])).to(next(model.parameters()).device)
-    layer = layer or last_stage(model)
-    maps = METHODS[method](model, shrink(pair[:1], size), target, layer)
+    given = shrink(pair[:1], size)
+    layer = layer or last_layer(model, given)
+    maps = METHODS[method](model, given, target, layer)
     with evaluating(model), torch.no_grad():
         asked = pair if cover[2] > 0 else pair[:1]
         said = torch.softmax(model(shrink(asked, size)).double(), dim=1).cpu().numpy()
@@ -139,14 +140,18 @@ def paint_over(image: np.ndarray, cover: tuple[float, float, float]) -> np.ndarr
     return copy
 
 
-def choices(models: dict[str, Classifier], class_names: Sequence[str]) -> list[widgets.Dropdown]:
-    """Lists of networks, of classes (the second chosen), and of layers (the last that counts)."""
+def choices(
+    models: dict[str, Classifier], class_names: Sequence[str], size: int
+) -> list[widgets.Dropdown]:
+    """Lists of networks, of classes (the second chosen), and of layers (the last that counts).
+
+    size: input side of the networks in pixels.
+    """
     first = next(iter(models.values()))
+    layers = layer_names(first, next(first.parameters()).new_zeros(1, 3, size, size))
     classes = [(name, c) for c, name in enumerate(class_names)]
     return [
         widgets.Dropdown(options=[(name, name) for name in models], **named("network")),
         widgets.Dropdown(options=classes, value=1, **named("class explained")),
-        widgets.Dropdown(
-            options=[(n, n) for n in stage_names(first)], value=last_stage(first), **named("layer")
-        ),
+        widgets.Dropdown(options=[(n, n) for n in layers], value=layers[-1], **named("layer")),
     ]

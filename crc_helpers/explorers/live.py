@@ -38,7 +38,7 @@ class LiveExplorer(TissueExplorer):
         self, models: dict[str, Classifier], size: int, names: Sequence[str], seed: int = 0
     ) -> None:
         self.models, self.size = models, size
-        self.model, self.target, self.layer = choices(models, CLASS_NAMES)
+        self.model, self.target, self.layer = choices(models, CLASS_NAMES, size)
         super().__init__(names, seed, [self.model, self.target, self.layer])
 
     def figure(self) -> Figure:
