@@ -18,7 +18,7 @@ from torchvision.ops import box_convert, box_iou
 
 from crc_helpers.augmentation import UNSTAIN
 from crc_helpers.evaluation import bootstrap_interval
-from crc_helpers.grad_cam import boxes, enlarge, evidence, grad_cam, stage_names
+from crc_helpers.grad_cam import boxes, enlarge, evidence, grad_cam, layer_names, stage_names
 from crc_helpers.models import Classifier, Encoder, evaluating
 from crc_helpers.pretraining import channels_last
 
@@ -126,7 +126,7 @@ def all_maps(
     costly: of how many images the maps of MANY_PASSES are made; None: of all. windows: squares a
     side that occlusion covers one by one.
     """
-    early, square = stage_names(model)[-2:][0], images.shape[-1] // windows
+    early, square = layer_names(model, images)[-2:][0], images.shape[-1] // windows
     methods = {
         "Grad-CAM": lambda x, y: grad_cam(model, x, y).maps,
         "HiResCAM": lambda x, y: hires_cam(model, x, y, early),

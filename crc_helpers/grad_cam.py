@@ -1,7 +1,6 @@
-"""Grad-CAM, its boxes, and how far a map agrees with a known region (lesson 06)."""
+"""Grad-CAM of any network, its boxes, and how far a map agrees with a known region (lesson 06)."""
 
 import contextlib
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -11,8 +10,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from crc_helpers.models import Classifier, evaluating
-from crc_helpers.pretraining import channels_last
+from crc_helpers.layers import (
+    Grid,
+    Layer,
+    find_grids,
+    find_layer,
+    hooked,
+    known,
+    layer_name,
+    prepared,
+    stage_names,
+    trial_pictures,
+)
+from crc_helpers.models import Classifier
+
+OTHERWISE = "occlusion (captum.attr.Occlusion), which needs no layer"
 
 
 @dataclass(frozen=True)
@@ -22,124 +34,186 @@ class Explanation:
     maps: Tensor  # float32 (N, h, w), raw: not negative, not scaled, at the layer's own resolution
     logits: Tensor  # float32 (N, C)
     targets: Tensor  # int64 (N,), the class whose logit is explained
-
-
-@contextlib.contextmanager
-def captured(module: nn.Module) -> Iterator[list[Tensor]]:
-    """Yield a list to which every forward pass appends the module's output, to differentiate by.
-
-    The graph begins at that output: what comes before is computed without one, which saves most
-    of the memory and time of a backward pass, and is why frozen layers do not matter. Hook and
-    gradient mode end with the block, whatever happens inside. A pass through a module that gives
-    anything but a tensor raises ValueError.
-    """
-    outputs: list[Tensor] = []
-
-    def keep(_module: nn.Module, _inputs: tuple, output: Tensor) -> Tensor:
-        if not isinstance(output, Tensor):
-            raise ValueError(
-                f"layer {type(module).__name__} gives a {type(output).__name__}: Grad-CAM needs one"
-                " tensor, choose another layer"
-            )
-        torch.set_grad_enabled(True)  # until the end of the block
-        outputs.append(output.detach().requires_grad_(True))
-        return outputs[-1].clone()  # for the network to go on with: its ReLU would overwrite ours
-
-    handle = module.register_forward_hook(keep)
-    try:
-        with torch.no_grad():
-            yield outputs
-    finally:
-        handle.remove()
+    layer: Layer  # whose activations explain it
 
 
 def grad_cam(
-    model: Classifier, images: Tensor, target: int | Tensor | None = None, layer: str | None = None
+    model: nn.Module,
+    images: Tensor,
+    target: int | Tensor | None = None,
+    layer: Layer | None = None,
 ) -> Explanation:
     """Explain one logit of each image by the activations of a layer.
 
-    images: float (N, 3, H, W) in [0, 1]. target: a class for all, (N,) a class each, or None for
-    the class predicted. layer: a name in the backbone, by default its last convolutional stage.
-    The model's mode, its parameters' `requires_grad` and their gradients are left as they are.
+    model: any network from float images (N, 3, H, W) to logits (N, C). target: a class for all,
+    (N,) a class each, or None for the class predicted. layer: by default `last_layer`. The model's
+    mode, its parameters' `requires_grad` and their gradients are left as they are.
 
     The score is the logit before softmax: softmax would mix in the evidence on other classes.
-    Raises ValueError for a layer that is not there, whose output is not (N, K, h, w), or a target
-    out of range. Source: Selvaraju et al. 2017, arXiv 1610.02391.
+    Raises ValueError for a target out of range, and for a layer that is not there, has no say in
+    the score, or whose output cannot be laid on the picture; it then names one that can.
+    Source: Selvaraju et al. 2017, arXiv 1610.02391.
     """
+    layer = last_layer(model, images) if layer is None else layer
     activations, gradient, logits, targets = evidence(model, images, target, layer)
     weights = gradient.mean(dim=(2, 3))  # (N, K)
     maps = torch.einsum("nk,nkhw->nhw", weights, activations).relu()
-    return Explanation(maps.float().cpu(), logits.float().cpu(), targets.cpu())
+    return Explanation(maps.float().cpu(), logits.float().cpu(), targets.cpu(), layer)
 
 
 def evidence(
-    model: Classifier, images: Tensor, target: int | Tensor | None = None, layer: str | None = None
+    model: nn.Module,
+    images: Tensor,
+    target: int | Tensor | None = None,
+    layer: Layer | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return a layer's activations, the gradient of one logit with respect to them, both
     (N, K, h, w), the logits (N, C) and the classes explained (N,). Arguments as in `grad_cam`.
     """
-    name = layer or last_stage(model)
-    # Batch statistics would make an explanation depend on the other images, hence evaluating.
-    with evaluating(model), captured(model.encoder.stage(name)) as outputs:
-        logits = model(channels_last(images.detach()))  # (N, C)
+    with prepared(model, images) as network:
+        # Channels innermost are faster, but a network of another make may not take them.
+        layout = torch.channels_last if isinstance(network, Classifier) else torch.preserve_format
+        images = images.detach().clone(memory_format=layout)  # for the network to change
+        module = _last(network, images) if layer is None else find_layer(model, layer)
+        grid = _grid(network, images, module)
+        calls, logits, targets = _differentiate(network, images, module, target)
+        if len(calls) > 1:
+            raise _refusal(network, images, module, f"acts on the score in {len(calls)} calls")
+        # A map of zeros is an answer if nothing speaks for the class, and none if nothing could.
+        if not calls or not (grid(calls[0][1]).any() or _may_be_silent(network, images, module)):
+            raise _refusal(network, images, module, "has no say in the score at any place")
+    activations, gradient = calls[0]
+    return grid(activations), grid(gradient), logits, targets
+
+
+@contextlib.contextmanager
+def captured(model: nn.Module, layer: Layer) -> Iterator[list[Tensor]]:
+    """Yield a list to which every call of the layer appends its output, to differentiate by.
+
+    The graph begins at that output: what comes before is computed without one, which saves most
+    of the memory and time of a backward pass, and is why frozen layers do not matter. Hook and
+    frozen parameters are put back with the end of the block, whatever happens inside.
+    """
+    outputs: list[Tensor] = []
+
+    def keep(_module: nn.Module, output: Tensor) -> Tensor:
+        torch.set_grad_enabled(True)  # a network may compute its features under no_grad
+        outputs.append(output.detach().requires_grad_(True))
+        return outputs[-1].clone()  # for the network to go on with: its ReLU would overwrite ours
+
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    try:
+        for parameter in trainable:
+            parameter.requires_grad_(False)
+        with torch.enable_grad(), hooked([find_layer(model, layer)], keep):
+            yield outputs
+    finally:
+        for parameter in trainable:
+            parameter.requires_grad_(True)
+
+
+def _differentiate(
+    network: nn.Module, images: Tensor, module: nn.Module, target: int | Tensor | None = None
+) -> tuple[list[tuple[Tensor, Tensor]], Tensor, Tensor]:
+    """Return output and gradient of each call that the score depends on, logits and classes."""
+    with captured(network, module) as outputs:
+        logits = network(images)  # (N, C)
         targets = _targets(target, logits)
         score = logits.gather(1, targets[:, None]).sum()  # images do not interact in eval mode
-        (gradient,) = torch.autograd.grad(score, outputs[0])  # stops at the layer
-    activations, gradient = (as_grid(x, model, name) for x in (outputs[0].detach(), gradient))
-    return activations, gradient, logits.detach(), targets
-
-
-def as_grid(output: Tensor, model: Classifier, layer: str) -> Tensor:
-    """Return a layer's output as (N, K, h, w): a transformer's tokens (N, T, K) put back in rows.
-
-    Tokens that stand for no place, such as the class token, are left out; channels that a network
-    keeps last are put first. Raises ValueError for any other output.
-    """
-    if output.ndim == 3:
-        tokens = output[:, getattr(model.encoder.backbone, "num_prefix_tokens", 0) :]
-        side = math.isqrt(tokens.shape[1])
-        if side**2 == tokens.shape[1]:
-            return tokens.transpose(1, 2).unflatten(2, (side, side))
-    if output.ndim != 4:
-        raise ValueError(
-            f"layer {layer!r} gives {tuple(output.shape)}: Grad-CAM needs (N, K, h, w), or tokens"
-            " (N, T, K) of a square grid"
-        )
-    if getattr(model.encoder.backbone, "output_fmt", "") == "NHWC":  # timm's Swin, for one
-        return output.permute(0, 3, 1, 2)
-    return output
+        if not score.requires_grad:
+            return [], logits, targets
+        gradients = torch.autograd.grad(score, outputs, allow_unused=True)  # stops at the layer
+    calls = [(a.detach(), g) for a, g in zip(outputs, gradients, strict=True) if g is not None]
+    return calls, logits.detach(), targets
 
 
 def _targets(target: int | Tensor | None, logits: Tensor) -> Tensor:
+    if not isinstance(logits, Tensor) or logits.ndim != 2:
+        shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise ValueError(f"the network gives {shape}: wrap it so that it gives logits (N, C)")
     n, classes = logits.shape
     if target is None:
         return logits.detach().argmax(dim=1)
-    targets = torch.as_tensor(target, device=logits.device).expand(n)
+    targets = torch.as_tensor(target, device=logits.device).expand(n).clone()
     if targets.min() < 0 or targets.max() >= classes:
         raise ValueError(f"target {target} is out of range: there are {classes} classes, from 0")
     return targets
 
 
-def stage_names(model: Classifier) -> list[str]:
-    """Return the names of the backbone's stages that hold weights, "layer1" and on in a ResNet.
+def as_grid(output: Tensor, model: nn.Module, layer: Layer, images: Tensor) -> Tensor:
+    """Return a layer's output for these images, or its gradient, as (N, K, h, w).
 
-    A transformer's are its blocks, "blocks.0" and on. Raises ValueError where the names of the
-    backbone's children give no hint.
+    Tokens are put back in rows, without those that stand for no place; channels that a network
+    keeps last are put first. Raises ValueError for a layer of which that is not known.
     """
-    children = dict(model.encoder.backbone.named_children())
-    parts = [(n, m) for n, m in children.items() if n.startswith(("layer", "features"))]
-    for name in ("stages", "layers", "blocks"):  # timm keeps them in one container
-        if name in children:
-            parts = [(f"{name}.{n}", m) for n, m in children[name].named_children()]
-    stages = [name for name, part in parts if list(part.parameters())]
-    if not stages:
-        raise ValueError(f"say which layer to explain: {model.encoder.name} has {list(children)}")
-    return stages
+    with prepared(model, images) as network:
+        return _grid(network, images, find_layer(model, layer))(output)
 
 
-def last_stage(model: Classifier) -> str:
-    """Return the name of the last stage, "layer4" in a ResNet-50."""
-    return stage_names(model)[-1]
+def last_layer(model: nn.Module, images: Tensor) -> str:
+    """Return the name of the last layer with weights that keeps the picture's places and has a say
+    in the score: where a class token alone is read, the norm before the last attention.
+    """
+    return layer_names(model, images)[-1]
+
+
+def layer_names(model: nn.Module, images: Tensor) -> list[str]:
+    """Return the names of the stages that can be explained, with `last_layer` at the end."""
+    with prepared(model, images) as network:
+        last = _last(network, images)
+        grids = known(network, images).grids
+        stages = [find_layer(network, name) for name in stage_names(network)]
+        before = [m for m in stages if m in grids and last not in m.modules()]
+        return [layer_name(network, module) for module in [*before, last]]
+
+
+def _grid(network: nn.Module, images: Tensor, module: nn.Module) -> Grid:
+    grids = known(network, images).grids
+    if module not in grids:
+        grid = find_grids(network, images, [module]).get(module, "is never called itself")
+        if isinstance(grid, str):
+            raise _refusal(network, images, module, grid)
+        grids[module] = grid
+    return grids[module]
+
+
+def _last(network: nn.Module, images: Tensor) -> nn.Module:
+    found = known(network, images)
+    if found.last is None:
+        # A linear layer is half a step: a query or a key, or what is yet to be added.
+        steps = [m for m in [*network.modules()][1:] if not isinstance(m, nn.Linear)]
+        grids = find_grids(network, images, [m for m in steps if list(m.parameters())])
+        found.grids |= {m: grid for m, grid in grids.items() if isinstance(grid, Grid)}
+        layers = [m for m in grids if m in found.grids and max(found.grids[m].size) > 1]
+        if not layers:
+            raise ValueError(
+                f"no layer of {type(network).__name__} is known to keep the places of a picture of"
+                f" {tuple(images.shape[2:])} pixels: take {OTHERWISE}"
+            )
+        last = next((m for m in reversed(layers) if _acts(network, images, m)), layers[-1])
+        stages = [find_layer(network, name) for name in stage_names(network)]
+        while isinstance(last, nn.Sequential) and {*stages} & {*last[:-1].modules()}:
+            last = last[-1]  # of a container of stages, which gives the same
+        found.last = last
+    return found.last
+
+
+def _acts(network: nn.Module, images: Tensor, module: nn.Module) -> bool:
+    """Return whether the score of a trial picture depends on a place of the layer, by one call."""
+    calls, *_ = _differentiate(network, trial_pictures(images)[:1], module)
+    return len(calls) == 1 and bool(_grid(network, images, module)(calls[0][1]).any())
+
+
+def _may_be_silent(network: nn.Module, images: Tensor, module: nn.Module) -> bool:
+    """Return whether the layer does act on other images, or no layer of the network does."""
+    return _acts(network, images, module) or not _acts(network, images, _last(network, images))
+
+
+def _refusal(network: nn.Module, images: Tensor, module: nn.Module, why: str) -> ValueError:
+    last = _last(network, images)
+    other = last is not module and _acts(network, images, last)
+    remedy = f"layer={layer_name(network, last)!r}" if other else OTHERWISE
+    return ValueError(f"layer {layer_name(network, module)!r} {why}: take {remedy}")
 
 
 def enlarge(maps: Tensor, size: int, smooth: bool = True) -> np.ndarray:

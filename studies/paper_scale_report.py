@@ -217,7 +217,9 @@ def tables(result: dict) -> str:
     pairs = [[name.replace(" - ", " minus "), told(v)] for name, v in result["differences"].items()]
     probe = {arm: result["probes"][arm] for arm in PRETRAINED}
     epochs = list(probe["paper"]["probe_auc"])
-    curves = [[f"{arm} recipe", *(told(p["probe_auc"][e]) for e in epochs)] for arm, p in probe.items()]
+    curves = [
+        [f"{arm} recipe", *(told(p["probe_auc"][e]) for e in epochs)] for arm, p in probe.items()
+    ]
     few = [
         [f"{share:.0%}", *(told(p["few_labels"][str(share)]["frozen pre-trained"])
                            for p in probe.values()),

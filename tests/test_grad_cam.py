@@ -1,8 +1,14 @@
-"""Grad-CAM against pytorch-grad-cam and against CAM; what it leaves behind; maps by hand."""
+"""Grad-CAM against pytorch-grad-cam and CAM; any network; what it leaves behind; maps by hand."""
+
+import os
+import re
+import threading
 
 import numpy as np
 import pytest
+import timm
 import torch
+import torchvision
 from pytorch_grad_cam import GradCAM
 from pytorch_grad_cam.utils.image import scale_cam_image
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
@@ -16,7 +22,8 @@ from crc_helpers.grad_cam import (
     evidence,
     grad_cam,
     hits,
-    last_stage,
+    last_layer,
+    layer_names,
     mass_inside,
     overlap,
     stage_names,
@@ -80,7 +87,7 @@ def test_maps_are_pytorch_grad_cams(name, layer):
 @pytest.mark.parametrize("name", ["resnet8", "resnet18"])
 def test_before_one_linear_layer_grad_cam_is_cam_over_the_number_of_cells(name):
     model, images = make_model(name), make_images(2, 96)
-    with torch.no_grad(), captured(model.encoder.stage("layer4")) as outputs:
+    with torch.no_grad(), captured(model, "layer4") as outputs:
         model(images)
     cells = outputs[0].shape[2] * outputs[0].shape[3]
     assert cells in (36, 9)
@@ -101,19 +108,10 @@ def test_maps_are_raw_and_as_coarse_as_their_layer(model, images):
     assert_same_maps(grad_cam(model, images, 0, "layer2").maps, 10 * explanation.maps)
 
 
-def test_by_default_the_last_stage_that_computes_is_explained(model, images):
-    assert last_stage(model) == "layer3"  # the fourth of resnet8 is empty
-    assert last_stage(make_model("resnet18")) == "layer4"
-    expected = grad_cam(model, images, 0, "layer3").maps
-    assert_same_maps(grad_cam(model, images, 0).maps, expected)
-
-
-def test_a_backbone_without_stages_is_asked_about(model, images):
-    layers = nn.Conv2d(3, 256, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()
-    model.encoder.backbone = nn.Sequential(*layers)
-    with pytest.raises(ValueError, match="say which layer"):
-        grad_cam(model, images)
-    assert grad_cam(model, images, 0, "0").maps.shape == (3, 62, 62)
+def test_by_default_the_last_layer_with_places_is_explained(model, images):
+    assert last_layer(model, images) == "layer3"  # the fourth of resnet8 is empty
+    assert layer_names(model, images) == ["layer1", "layer2", "layer3"]
+    assert torch.equal(grad_cam(model, images, 0).maps, grad_cam(model, images, 0, "layer3").maps)
 
 
 def test_a_layer_is_explained_before_what_follows_changes_it_in_place(model, images):
@@ -239,7 +237,7 @@ def test_after_an_error_no_hook_is_left_and_the_mode_is_as_it_was(model, images,
 
 
 def test_a_hook_ends_with_its_block_and_hides_no_error(model, images):
-    with pytest.raises(KeyError, match="inside"), captured(model.fc) as outputs:
+    with pytest.raises(KeyError, match="inside"), captured(model, "fc") as outputs:
         model(images)
         assert count_hooks(model) == 1
         raise KeyError("inside")
@@ -249,23 +247,349 @@ def test_a_hook_ends_with_its_block_and_hides_no_error(model, images):
 
 
 def test_a_layer_that_is_not_there_is_refused_naming_those_that_are(model, images):
-    with pytest.raises(ValueError, match=r"layer9.*layer1.*layer3"):
+    with pytest.raises(ValueError, match=r"no layers called 'layer9': .*layer1.*layer3"):
         grad_cam(model, images, layer="layer9")
 
 
-def test_a_layer_without_cells_is_refused_with_its_shape(model, images):
-    with pytest.raises(ValueError, match=r"'fc' gives \(3, 256\).*\(N, K, h, w\)"):
-        grad_cam(model, images, layer="fc")
+# --- Any network ---------------------------------------------------------------------------------
+
+NIGHTLY = pytest.mark.skipif("CRC_FULL" not in os.environ, reason="tried nightly, with CRC_FULL=1")
+NETWORKS = {  # by library and name: options, height and width, layer explained by default, its grid
+    "torchvision/resnet18": ({}, (64, 96), "layer4", (2, 3)),
+    "torchvision/swin_t": ({}, (64, 96), "norm", (2, 3)),
+    "timm/vit_tiny_patch16_224": ({"dynamic_img_size": True}, (48, 80), "blocks.11.norm1", (3, 5)),
+    "timm/convit_tiny": ({"img_size": 64}, (64, 64), "blocks.11.norm1", (4, 4)),
+    "timm/flexivit_small": ({"img_size": (64, 96)}, (64, 96), "blocks.11.norm1", (4, 6)),
+    "timm/cait_xxs24_224": ({"img_size": 64}, (64, 64), "blocks_token_only.1.norm1", (4, 4)),
+    "timm/xcit_nano_12_p16_224": ({}, (64, 96), "cls_attn_blocks.1.norm1", (4, 6)),
+    "timm/hrnet_w18_small": ({}, (96, 96), "final_layer", (3, 3)),
+    "timm/hiera_tiny_224": ({"img_size": 128}, (128, 128), "blocks.11", (4, 4)),
+    "timm/twins_svt_small": ({"img_size": 128}, (128, 128), "norm", (4, 4)),
+}
+NETWORKS_DAILY = list(NETWORKS)
 
 
-def test_a_layer_that_gives_no_tensor_is_refused(images):
-    class Pair(torch.nn.Module):
+def build_network(name):
+    """A network with random weights, also where it starts with zeros, which would hide faults."""
+    library, name = name.split("/")
+    create = torchvision.models.get_model if library == "torchvision" else timm.create_model
+    torch.manual_seed(0)
+    network = create(name, num_classes=3, **NETWORKS[f"{library}/{name}"][0]).eval()
+    with torch.no_grad():
+        for parameter in network.parameters():
+            if not parameter.any():
+                parameter.normal_(std=0.1)
+    return network
+
+
+def paint_corners(height, width):
+    """A picture of noise, and four copies with one quarter-sided corner painted over: top left, top
+    right, bottom left, bottom right.
+    """
+    noise = torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(5))
+    pictures = noise.repeat(5, 1, 1, 1)
+    h, w = height // 4, width // 4
+    for picture, (y, x) in zip(pictures[1:], [(0, 0), (0, -w), (-h, 0), (-h, -w)], strict=True):
+        picture[:, y:, x:][:, :h, :w] = torch.tensor([1.0, 0.0, 0.2])[:, None, None]
+    return pictures
+
+
+def assert_follows(activations):
+    """Hold that what changes lies further down and right where the picture is changed there."""
+    changed = (activations[1:] - activations[:1]).abs().sum(dim=1)  # (4, h, w)
+    for axis, pairs in (
+        (1, [(0, 2), (0, 3), (1, 2), (1, 3)]),
+        (2, [(0, 1), (0, 3), (2, 1), (2, 3)]),
+    ):
+        if changed.shape[axis] > 1:
+            share = changed.sum(dim=3 - axis)
+            middle = (share * torch.arange(share.shape[1])).sum(dim=1) / share.sum(dim=1)
+            assert all(middle[a] < middle[b] for a, b in pairs), middle
+
+
+def assert_refused_with_a_remedy(error, model, images):
+    """Hold that an error is one sentence, and that the layer it names is explained."""
+    message = str(getattr(error, "value", error))
+    remedy = re.fullmatch(r"layer '\S+' [^.\n]*: take layer='(\S+)'", message)
+    assert remedy, message
+    assert grad_cam(model, images, 0, remedy[1]).maps.ndim == 3
+
+
+@pytest.mark.parametrize(
+    "name", [n if n in NETWORKS_DAILY else pytest.param(n, marks=NIGHTLY) for n in NETWORKS]
+)
+def test_the_map_of_any_network_lies_on_the_picture(name):
+    _, size, layer, grid = NETWORKS[name]
+    network, pictures = build_network(name), paint_corners(*size)
+    assert last_layer(network, pictures) == layer
+    activations, gradient, *_ = evidence(network, pictures, 0)
+    assert activations.shape[2:] == gradient.shape[2:] == grid
+    assert gradient.any()
+    assert_follows(activations)
+    # Any other layer is laid on the picture too, or refused in a sentence that says what to take.
+    names = [name for name, _ in network.named_modules()][1:]
+    for other in names[:: len(names) // 6]:
+        try:
+            activations = evidence(network, pictures, 0, other)[0]
+        except ValueError as error:
+            assert_refused_with_a_remedy(error, network, pictures)
+        else:
+            if min(activations.shape[2:]) > 2:  # of fewer, random weights make a blur
+                assert_follows(activations)
+
+
+class Tokens(nn.Module):
+    """Patches of 16 pixels, and the same as tokens in another order, which are averaged."""
+
+    def __init__(self, arrange, axis=1):
+        super().__init__()
+        self.patches, self.arrange, self.axis = nn.Conv2d(3, 8, 16, 16), arrange, axis
+        self.tokens, self.head = nn.LayerNorm(8), nn.Linear(8, 3)
+
+    def forward(self, images):
+        return self.head(self.tokens(self.arrange(self.patches(images))).mean(dim=self.axis))
+
+
+def in_rows(x):
+    """Cells (N, K, h, w) as tokens (N, T, K), row by row."""
+    return x.flatten(2).transpose(1, 2)
+
+
+def with_extra(first, last):
+    """Tokens with some that stand for no place before and after them."""
+    return lambda x: nn.functional.pad(in_rows(x), (0, 0, first, last), value=0.5)
+
+
+@pytest.mark.parametrize(
+    ("arrange", "axis", "place"),
+    [
+        (in_rows, 1, lambda t: t),
+        (with_extra(1, 0), 1, lambda t: t[:, 1:]),
+        (with_extra(0, 1), 1, lambda t: t[:, :-1]),
+        (with_extra(1, 4), 1, lambda t: t[:, 1:-4]),
+        (lambda x: in_rows(x).transpose(0, 1), 0, lambda t: t.transpose(0, 1)),
+    ],
+    ids=["tokens", "class first", "class last", "class first, registers last", "tokens outermost"],
+)
+def test_tokens_return_to_their_places(arrange, axis, place):
+    model, images = Tokens(arrange, axis), torch.rand(2, 3, 64, 96)
+    with captured(model, "tokens") as outputs:
+        model(images)
+    expected = place(outputs[0].detach()).transpose(1, 2).unflatten(2, (4, 6))
+    assert torch.equal(as_grid(outputs[0], model, "tokens", images), expected)
+    assert torch.equal(evidence(model, images, 1)[0], expected)  # and it is the default
+
+
+@pytest.mark.parametrize(
+    "arrange",
+    [
+        lambda x: in_rows(x.transpose(2, 3)),  # column by column
+        lambda x: in_rows(x.flip(3)),
+        lambda x: in_rows(x)[:, torch.randperm(24, generator=torch.Generator().manual_seed(0))],
+        lambda x: in_rows(torch.cat([x[:, :, ::2], x[:, :, 1::2]], dim=2)),  # rows 0, 2, 1, 3
+        lambda x: in_rows(x).cumsum(dim=1)[:, -1:].expand(-1, 24, -1),  # the same everywhere
+    ],
+    ids=["columns", "mirrored", "shuffled", "rows interleaved", "no places"],
+)
+def test_tokens_out_of_place_are_refused(arrange):
+    model, images = Tokens(arrange), torch.rand(2, 3, 64, 96)
+    with pytest.raises(ValueError, match=r"gives \(N, 24, 8\), in which the places") as error:
+        grad_cam(model, images, 0, "tokens")
+    assert_refused_with_a_remedy(error, model, images)
+    assert last_layer(model, images) == "patches"
+
+
+def test_channels_are_told_from_places_where_both_are_as_many(images):
+    class Both(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.head = nn.Conv2d(3, 8, 8, 8), nn.Linear(8, 3)
+            self.last = nn.LayerNorm(8)
+
         def forward(self, x):
-            return x, x
+            x = self.first(x)  # (N, 8, 8, 8), channels first
+            return self.head(self.last(x.permute(0, 2, 3, 1)).mean(dim=(1, 2)))
 
-    layer = Pair()
-    with captured(layer), pytest.raises(ValueError, match="Pair gives a tuple: Grad-CAM needs one"):
-        layer(images)
+    model = Both()
+    with captured(model, "last") as outputs:
+        first = model.first(images)
+        model(images)
+    assert torch.equal(as_grid(first, model, "first", images), first)
+    assert torch.equal(as_grid(outputs[0], model, "last", images), outputs[0].permute(0, 3, 1, 2))
+
+
+def test_a_network_that_keeps_no_place_is_sent_to_occlusion(images):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 64 * 64, 3))
+    for layer in (None, "1"):
+        with pytest.raises(ValueError, match=r"^[^.]*: take occlusion \(captum\.attr\.Occlusion\)"):
+            grad_cam(model, images, 0, layer)
+
+
+def test_a_class_token_leaves_its_patches_without_a_say():
+    model = timm.create_model("vit_tiny_patch16_224", img_size=64, num_classes=3).eval()
+    nn.init.normal_(model.head.weight)
+    images = torch.rand(2, 3, 64, 64)
+    for layer in ("norm", "blocks.11", "blocks.11.mlp"):
+        with pytest.raises(ValueError, match="has no say in the score at any place") as error:
+            grad_cam(model, images, 0, layer)
+        assert_refused_with_a_remedy(error, model, images)
+    assert layer_names(model, images) == [*(f"blocks.{i}" for i in range(11)), "blocks.11.norm1"]
+    nn.init.zeros_(model.head.weight)  # now nothing speaks for any class, which is an answer
+    assert not grad_cam(model, images, 0, "blocks.11").maps.any()
+
+
+@pytest.mark.parametrize("break_it", [torch.zero_, lambda p: p.fill_(torch.nan)])
+def test_a_broken_network_has_a_map_all_the_same(model, images, break_it):
+    with torch.no_grad():
+        for parameter in model.encoder.backbone.layer2.parameters():
+            break_it(parameter)
+    assert grad_cam(model, images, 0).maps.shape == (3, 4, 4)
+
+
+def test_a_layer_that_is_no_module_of_the_network_or_never_called_is_refused(images):
+    model = timm.create_model("twins_svt_small", img_size=64, num_classes=3).eval()
+    with pytest.raises(ValueError, match=r"layer 'blocks\.3' is never called itself") as error:
+        grad_cam(model, images, 0, "blocks.3")  # a list of the last stage's blocks
+    assert_refused_with_a_remedy(error, model, images)
+    assert stage_names(model)[-1] == "blocks.3.3"
+    with pytest.raises(ValueError, match="Twins has no layers called 'Conv2d'"):
+        grad_cam(model, images, 0, nn.Conv2d(3, 3, 1))
+
+
+def test_a_name_of_several_layers_is_refused(images):
+    with pytest.raises(ValueError, match=r"has 4 layers called '0\.conv1': .*'layer1\.0\.conv1'"):
+        grad_cam(torchvision.models.resnet18(), images, 0, "0.conv1")
+
+
+def test_a_module_called_again_and_again_is_explained_by_its_last_call(images):
+    model = torchvision.models.resnet18(num_classes=3).eval()
+    shared = model.layer4[1].relu  # called twice in its block
+    expected = grad_cam(model, images, 0, "layer4").maps
+    assert_same_maps(grad_cam(model, images, 0, "layer4.1.relu").maps, expected)
+    assert_same_maps(grad_cam(model, images, 0, shared).maps, expected)
+
+
+def test_calls_side_by_side_are_refused(model, images):
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.network, self.stem = model, nn.Conv2d(3, 3, 1)
+
+        def forward(self, x):
+            x = self.stem(x)
+            return self.network(x) + self.network(x / 2)
+
+    with pytest.raises(ValueError, match="acts on the score in 2 calls") as error:
+        grad_cam(Twice(), images, 0, "layer3")
+    assert_refused_with_a_remedy(error, Twice(), images)
+
+
+@pytest.mark.parametrize(
+    "wrap", [nn.DataParallel, nn.Sequential, lambda m: nn.Sequential(nn.Identity(), m)]
+)
+def test_a_network_may_be_wrapped(wrap, images):
+    model = torchvision.models.resnet18(num_classes=3).eval()
+    expected = grad_cam(model, images, 0, "layer3").maps
+    for layer in ("layer3", model.layer3, f"{list(wrap(model)._modules)[-1]}.layer3"):
+        assert_same_maps(grad_cam(wrap(model), images, 0, layer).maps, expected)
+    assert last_layer(wrap(model), images).endswith("layer4")
+
+
+def test_a_network_may_compute_its_features_without_gradients(model, images):
+    class Probe(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.encoder, self.fc = model.encoder, model.fc
+
+        def forward(self, x):
+            with torch.no_grad():
+                features = self.encoder(x)
+            return self.fc(features)
+
+    assert_same_maps(grad_cam(Probe(), images, 0).maps, grad_cam(model, images, 0).maps)
+
+
+def test_a_network_is_explained_in_inference_mode(model, images):
+    expected = grad_cam(model, images, torch.tensor([0, 1, 2])).maps
+    with torch.inference_mode():
+        found = grad_cam(model, images.clone(), torch.tensor([0, 1, 2])).maps
+        made_here = make_model()
+        assert torch.is_inference_mode_enabled()
+    assert_same_maps(found, expected)
+    with pytest.raises(ValueError, match=r"made in torch\.inference_mode\(\): make it outside"):
+        grad_cam(made_here, images)
+
+
+def test_threads_take_turns(model, images):
+    expected, found = grad_cam(model, images, 0).maps, []
+    model.train()
+
+    def explain():
+        found.extend(grad_cam(model, images, 0).maps for _ in range(5))
+
+    threads = [threading.Thread(target=explain) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 15
+    for maps in found:
+        assert_same_maps(maps, expected)
+    assert all(module.training for module in model.modules())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"images": torch.zeros(1, 3, 64, 64, dtype=torch.uint8)}, "torch.uint8.*give float"),
+        ({"images": torch.zeros(3, 64, 64)}, r"\(3, 64, 64\): give float \(N, 3, H, W\)"),
+        ({"model": nn.Conv2d(3, 3, 3)}, "no layer of Conv2d"),
+        ({"model": nn.Sequential(nn.Conv2d(3, 3, 3))}, r"gives \(1, 3, 62, 62\): wrap it"),
+    ],
+)
+def test_what_cannot_be_explained_is_refused(model, images, change, message):
+    with pytest.raises(ValueError, match=message):
+        grad_cam(**{"model": model, "images": images} | change)
+
+
+def drop_class_token(x):
+    return x[:, 1:].transpose(1, 2).unflatten(2, (4, 4))
+
+
+@pytest.mark.parametrize(
+    ("name", "layer", "as_cells"),
+    [
+        ("timm/vit_tiny_patch16_224", "blocks.11.norm1", drop_class_token),
+        ("torchvision/swin_t", "features.7.1.norm1", lambda x: x.permute(0, 3, 1, 2)),
+        pytest.param("torchvision/densenet121", "features", None, marks=NIGHTLY),
+        pytest.param("torchvision/efficientnet_b0", "features", None, marks=NIGHTLY),
+        pytest.param("timm/convnext_atto", "stages.3", None, marks=NIGHTLY),
+    ],
+)
+def test_maps_of_other_networks_are_pytorch_grad_cams(name, layer, as_cells):
+    options = {"img_size": 64} if "vit" in name else {}
+    NETWORKS.setdefault(name, (options,))
+    model, images = build_network(name).double(), make_images(3, 64).double()
+    with GradCAM(model, [model.get_submodule(layer)], as_cells) as reference:
+        theirs = reference(images.clone(), [ClassifierOutputTarget(c) for c in (0, 1, 2)])
+    ours = grad_cam(model, images, torch.tensor([0, 1, 2]), layer).maps
+    assert (ours.amax(dim=(1, 2)) > 0).any()
+    scaled = scale_cam_image(enlarge(torch.from_numpy(scale_cam_image(ours.numpy())), 64))
+    np.testing.assert_allclose(scaled, theirs, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "stages"),
+    [
+        ("vit_tiny_patch16_224", [f"blocks.{i}" for i in range(12)]),
+        ("swin_tiny_patch4_window7_224", [f"layers.{i}" for i in range(4)]),
+        ("convnext_atto", [f"stages.{i}" for i in range(4)]),
+        ("mobilenetv3_small_050", [f"blocks.{i}" for i in range(6)]),
+        ("vgg11", ["features"]),
+    ],
+)
+def test_every_backbone_by_name_has_stages(name, stages):
+    assert stage_names(Classifier(Encoder(name), 2)) == stages
 
 
 # --- Enlarging -----------------------------------------------------------------------------------
@@ -386,52 +710,3 @@ def test_no_tile_has_no_score():
     maps, masks = np.zeros((0, 8, 8)), np.zeros((0, 8, 8), np.uint8)
     for score in (hits, mass_inside, overlap):
         assert score(maps, masks).shape == (0,)
-
-
-# --- transformers --------------------------------------------------------------------------------
-
-
-def test_tokens_return_to_their_places():
-    class Backbone(torch.nn.Module):
-        num_prefix_tokens = 2
-
-    model = Classifier(Encoder("resnet8"), 2)
-    model.encoder.backbone = Backbone()
-    tokens = torch.arange(2.0 + 9).view(1, 11, 1) - 2  # -2 and -1 of no place, then 0 to 8
-    grid = as_grid(tokens, model, "blocks")
-    torch.testing.assert_close(grid[0, 0], torch.arange(9.0).view(3, 3))
-    with pytest.raises(ValueError, match=r"'blocks' gives \(1, 10, 1\).*square grid"):
-        as_grid(tokens[:, :10], model, "blocks")
-
-
-def test_the_map_of_a_transformer_is_its_last_tokens_weighed():
-    torch.manual_seed(0)
-    model = Classifier(Encoder("vit_tiny_patch16_224"), 3).eval()
-    images = torch.rand(2, 3, 64, 64)
-    activations, gradient, logits, _ = evidence(model, images, 1)
-    assert activations.shape == gradient.shape == (2, 192, 4, 4)
-    # Tokens are averaged, so that each has the same say, and the map is one of sums over channels.
-    torch.testing.assert_close(gradient, gradient[..., :1, :1].expand_as(gradient))
-    maps = grad_cam(model, images, 1).maps
-    torch.testing.assert_close(maps, (activations * gradient).sum(dim=1).relu())
-    torch.testing.assert_close(logits, model(images).detach(), atol=1e-5, rtol=1e-4)
-
-
-@pytest.mark.parametrize(
-    ("name", "stages"),
-    [
-        ("vit_tiny_patch16_224", [f"blocks.{i}" for i in range(12)]),
-        ("swin_tiny_patch4_window7_224", [f"layers.{i}" for i in range(4)]),
-        ("convnext_atto", [f"stages.{i}" for i in range(4)]),
-        ("mobilenetv3_small_050", [f"blocks.{i}" for i in range(6)]),
-        ("vgg11", ["features"]),
-    ],
-)
-def test_every_backbone_by_name_has_stages(name, stages):
-    assert stage_names(Classifier(Encoder(name), 2)) == stages
-
-
-def test_channels_that_a_network_keeps_last_are_put_first():
-    model = Classifier(Encoder("swin_tiny_patch4_window7_224"), 2).eval()
-    explained = grad_cam(model, torch.rand(1, 3, 224, 224), 1)
-    assert explained.maps.shape == (1, 7, 7)

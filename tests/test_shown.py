@@ -178,7 +178,8 @@ def test_cross_entropy_by_hand_is_torchs():
 def test_steps_shown_end_in_the_map_shared(backbone, capsys):
     torch.manual_seed(0)
     model = models.Classifier(models.Encoder(backbone), 2).eval()
-    given = {"model": model, "x": torch.rand(1, 3, 32, 32), "LAYER": grad_cam.last_stage(model),
+    x = torch.rand(1, 3, 32, 32)
+    given = {"model": model, "x": x, "LAYER": grad_cam.last_layer(model, x),
              "names": ("HP", "SSA"), "grad_cam": grad_cam, "torch": torch}  # fmt: skip
     sources = {cell.id: cell.source for cell in code_cells(6)}
     for step in ("007", "009", "011", "013", "017"):

@@ -14,9 +14,15 @@ from crc_helpers.augmentation import shrink
 from crc_helpers.data import Tiles
 from crc_helpers.explorers.base import Explorer, choice, named, slider
 from crc_helpers.explorers.chooser import SIDE, STRIP, TileChooser
-from crc_helpers.explorers.heat import CAMS, Heat, Look, explain, explanation_figure
+from crc_helpers.explorers.heat import (
+    CAMS,
+    Heat,
+    Look,
+    explain,
+    explanation_figure,
+    layer_choice,
+)
 from crc_helpers.fine_tuning import predict
-from crc_helpers.grad_cam import last_stage, stage_names
 from crc_helpers.models import Classifier
 
 
@@ -58,7 +64,7 @@ class GradCamExplorer(Explorer):
         first, names = next(iter(self.models.values())), self.tiles.class_names
         self.model = choice("network", list(self.models))
         self.target = choice("class explained", {name: c for c, name in enumerate(names)}, 1)
-        self.layer = choice("layer", stage_names(first), last_stage(first))
+        self.layer = layer_choice(first, self.size)
         self.method = choice("method", list(CAMS))
         self.asked = self.model, self.target, self.layer, self.method  # in the order of Question
         others = [

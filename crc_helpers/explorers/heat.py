@@ -3,15 +3,25 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import ipywidgets as widgets
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from torch import nn
 
 from crc_helpers.augmentation import shrink
 from crc_helpers.explanations import hires_cam, layer_cam
-from crc_helpers.explorers.base import THIRDS, fixed_axes, shortened
+from crc_helpers.explorers.base import THIRDS, choice, fixed_axes, shortened
 from crc_helpers.figures import drawable, overlay, show_tile
-from crc_helpers.grad_cam import boxes, enlarge, grad_cam, last_stage, mass_inside, overlap
+from crc_helpers.grad_cam import (
+    boxes,
+    enlarge,
+    grad_cam,
+    last_layer,
+    layer_names,
+    mass_inside,
+    overlap,
+)
 from crc_helpers.models import Classifier, evaluating
 
 CAMS = {
@@ -60,13 +70,20 @@ def explain(
     """
     covered = paint_over(image, cover)
     pair = torch.from_numpy(np.stack([covered, image])).to(next(model.parameters()).device)
-    inputs, layer = shrink(pair, size), layer or last_stage(model)
+    inputs = shrink(pair, size)
+    layer = layer or last_layer(model, inputs)
     maps = CAMS[method](model, inputs[:1], target, layer)
     with evaluating(model), torch.no_grad():
         after, before = torch.softmax(model(inputs).double(), dim=1).cpu().numpy()
     change = float(after[target] - before[target]) if cover[2] > 0 else None
     smooth = enlarge(maps, image.shape[-1])[0]
     return Heat(covered, maps[0].numpy(), smooth, after, target, f"{method}, {layer}", change)
+
+
+def layer_choice(model: nn.Module, size: int) -> widgets.Dropdown:
+    """A list of the layers that can be explained, for images of `size` pixels; the last chosen."""
+    names = layer_names(model, next(model.parameters()).new_zeros(1, 3, size, size))
+    return choice("layer", names, names[-1])
 
 
 def paint_over(image: np.ndarray, cover: tuple[float, float, float]) -> np.ndarray:

@@ -5,9 +5,8 @@ from collections.abc import Sequence
 from matplotlib.figure import Figure
 
 from crc_helpers.explorers.base import choice
-from crc_helpers.explorers.heat import explain, explanation_figure
+from crc_helpers.explorers.heat import explain, explanation_figure, layer_choice
 from crc_helpers.explorers.tissue import TissueExplorer
-from crc_helpers.grad_cam import last_stage, stage_names
 from crc_helpers.models import Classifier
 from crc_helpers.tissue.parameters import CLASS_NAMES, TissueParameters, diagnose, distortion
 from crc_helpers.tissue.slide import draw
@@ -41,7 +40,7 @@ class LiveExplorer(TissueExplorer):
         first = next(iter(models.values()))
         self.model = choice("network", list(models))
         self.target = choice("class explained", {n: c for c, n in enumerate(CLASS_NAMES)}, 1)
-        self.layer = choice("layer", stage_names(first), last_stage(first))
+        self.layer = layer_choice(first, size)
         super().__init__(names, seed, [self.model, self.target, self.layer])
 
     def figure(self) -> Figure:

@@ -5,9 +5,11 @@ import io
 import math
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from fuzz import damaged, seeds
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -26,6 +28,8 @@ from crc_helpers.evaluation import (
     wilson_interval,
 )
 from crc_helpers.grad_cam import boxes, hits, mass_inside, overlap
+from crc_helpers.models import Encoder
+from crc_helpers.pretraining import collapsed, make_monitor
 from crc_helpers.runs import save_json
 from crc_helpers.sources import images as image_reader
 from crc_helpers.sources import mhist, tables
@@ -213,3 +217,14 @@ def test_scores_of_a_map_are_shares_or_undefined(heat, seed):
         (value,) = score(heat[None], mask[None])
         assert -1e-6 <= value <= 1 + 1e-5 if heat.max() > 0 else math.isnan(value)
     assert boxes(np.full((3, 3), np.nan)) == []
+
+
+def test_a_collapsed_encoder_is_noticed(coloured_tiles, fabric):
+    images = SimpleNamespace(pick=lambda index: coloured_tiles[index])
+    tiles = SimpleNamespace(images=images, labels=np.arange(16) % 2)
+    monitor = make_monitor(tiles, np.arange(8), np.arange(8, 16), 16, 2, fabric)
+    encoder = Encoder("resnet8")
+    assert not collapsed(monitor(encoder, 2)) and not collapsed({})
+    for parameter in encoder.parameters():
+        torch.nn.init.zeros_(parameter)  # says the same of every tile
+    assert collapsed(monitor(encoder, 2))
