@@ -2,7 +2,7 @@
 
     python studies/paper_scale_report.py --out runs/paper_scale
 
-Writes `studies/paper_scale.json` (every figure with its interval), `studies/paper_scale_log.csv`
+Writes `studies/paper_scale.json` (every figure with its interval), `studies/paper_scale/log.csv`
 (losses and seconds an epoch), the tables of `docs/results.md` between its two marks, and
 `figures/paper_scale_*.{png,jpg}`.
 """
@@ -324,7 +324,9 @@ def main() -> None:
     }
     runs.save_json(into / "studies" / "paper_scale.json", result)
     logs = [pd.read_csv(f).assign(run=f.stem) for f in sorted(out.glob("*_*.csv"))]
-    runs.save_table(into / "studies" / "paper_scale_log.csv", pd.concat(logs).to_dict("records"))
+    runs.save_table(
+        into / "studies" / "paper_scale" / "log.csv", pd.concat(logs).to_dict("records")
+    )
     page = into / "docs" / "results.md"
     before, _, after = page.read_text(encoding="utf-8").partition(MARKS[0])
     after = after.partition(MARKS[1])[2]

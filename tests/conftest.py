@@ -19,6 +19,7 @@ from crc_helpers.course.cli import main
 sys.path += [str(runs.ROOT / folder) for folder in ("studies", "tools")]
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items):
     """Keep on one process of pytest-xdist a file, or the tests of one run of the lessons; a lesson
     opened alone needs nothing of others. What takes long begins first.

@@ -65,8 +65,10 @@ def caching(inputs: Path, out: Path) -> None:
     data.load_tiles("folder", inputs / "folder", size=64, cache=out)
 
 
-def _dismiss() -> None:
-    """A forked process would wait for the workers that have drawn its tiles to tire."""
+def dismiss() -> None:
+    """End the workers that draw: a forked process would wait for them to tire, and for those of the
+    process that it was forked from for ever.
+    """
     get_reusable_executor().shutdown()
 
 
@@ -74,7 +76,7 @@ def drawing(inputs: Path, out: Path) -> None:
     """`crc-course data prepare synthetic`, with its own worker processes."""
     if not (out / "tissue").exists():  # which it would say, and stop; killed as it was done
         data_check.prepare("synthetic", out / "tissue", n=16, seed=0)
-    _dismiss()
+    dismiss()
 
 
 def commanding(inputs: Path, out: Path) -> None:
@@ -91,7 +93,7 @@ def commanding(inputs: Path, out: Path) -> None:
     given = [word for name, value in small.items() for word in ("--set", f"{name}={value}")]
     if status := main(["pretrain", "--preset", "ci", "--out", str(out), *given]):
         raise SystemExit(status)
-    _dismiss()
+    dismiss()
 
 
 def hesitating(inputs: Path, out: Path) -> None:
@@ -123,7 +125,7 @@ def running(inputs: Path, out: Path, lessons: str = "01") -> None:
         ]
     ):
         raise SystemExit(status)
-    _dismiss()
+    dismiss()
 
 
 def heard(task, inputs: Path, out: Path, said: Path) -> None:

@@ -53,6 +53,7 @@ def inputs(tmp_path_factory):
 
 def run(task, *arguments, kill_after=None):
     """Run a task in a process of its own; the seconds it took, or None if it was killed first."""
+    tasks.dismiss()
     process = CONTEXT.Process(target=task, args=arguments)
     start = time.perf_counter()
     process.start()
