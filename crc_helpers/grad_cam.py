@@ -135,7 +135,7 @@ def _targets(target: int | Tensor | None, logits: Tensor) -> Tensor:
     if target is None:
         return logits.detach().argmax(dim=1)
     targets = torch.as_tensor(target, device=logits.device).expand(n).clone()
-    if targets.min() < 0 or targets.max() >= classes:
+    if ((targets < 0) | (targets >= classes)).any():
         raise ValueError(f"target {target} is out of range: there are {classes} classes, from 0")
     return targets
 
@@ -192,8 +192,8 @@ def _last(network: nn.Module, images: Tensor) -> nn.Module:
             )
         last = next((m for m in reversed(layers) if _acts(network, images, m)), layers[-1])
         stages = [find_layer(network, name) for name in stage_names(network)]
-        while isinstance(last, nn.Sequential) and {*stages} & {*last[:-1].modules()}:
-            last = last[-1]  # of a container of stages, which gives the same
+        if isinstance(last, nn.Sequential) and last[-1] in stages:
+            last = last[-1]  # the last of a container of stages gives the same
         found.last = last
     return found.last
 
@@ -205,7 +205,9 @@ def _acts(network: nn.Module, images: Tensor, module: nn.Module) -> bool:
 
 
 def _may_be_silent(network: nn.Module, images: Tensor, module: nn.Module) -> bool:
-    """Return whether the layer does act on other images, or no layer of the network does."""
+    """Return whether zero gradients are an answer: the layer does act on the score of a trial
+    picture, or no layer of the network does.
+    """
     return _acts(network, images, module) or not _acts(network, images, _last(network, images))
 
 

@@ -16,9 +16,10 @@ from crc_helpers.models import Classifier, evaluating
 
 Layer = str | nn.Module  # a module, or its dotted name
 
-# Where a trial picture is painted over, as shares of the way down and to the right.
+# Where trial pictures are painted over, as shares of the way down and to the right.
 SPOTS = [(0, 0), (0, 1), (1, 0), (1, 1), (0.3, 0), (0.6, 1), (0.15, 0.55), (0.45, 0.2), (0.4, 0.75)]
 SPOTS += [(0.7, 0.4), (0.85, 0.65), (0.55, 0.9)]
+PATCHES = (6, 14)  # how often what is painted fits into a side: for up to 6 rows, and for more
 AGREEMENT = 0.9  # correlation from which a layer is said to change where the picture changed
 CONVOLUTIONS = (nn.Conv2d, nn.BatchNorm2d)  # have their channels first
 MOST_EXTRA = 8  # tokens that stand for no place: class, distillation and register tokens
@@ -29,17 +30,18 @@ ROUNDINGS = {4: [(1, 1)], 3: [(1, 0), (0, 1)]}  # by how much cells may be too f
 
 
 def find_layer(model: nn.Module, layer: Layer) -> nn.Module:
-    """Return a module by its dotted name, of which what a network is wrapped in may be left out.
+    """Return the module with this dotted name, or the outermost whose name ends like this, such as
+    "module.layer4" for "layer4".
 
-    Raises ValueError where none or several are called so.
+    Raises ValueError where there is none, or more than one.
     """
     names = dict(list(model.named_modules(remove_duplicate=False))[1:])  # without the model itself
     if isinstance(layer, nn.Module):
-        layer = next(
-            (name for name, module in names.items() if module is layer), type(layer).__name__
-        )
-    found = [name for name in names if f".{name}".endswith(f".{layer}")]
-    found = [name for name in found if name.count(".") == min(n.count(".") for n in found)]
+        own = (name for name, module in names.items() if module is layer)
+        layer = next(own, type(layer).__name__)
+    ending = [name for name in names if f".{name}".endswith(f".{layer}")]
+    outermost = min((name.count(".") for name in ending), default=0)
+    found = [name for name in ending if name.count(".") == outermost]
     if len(found) != 1:
         raise ValueError(
             f"{type(model).__name__} has {len(found) or 'no'} layers called {layer!r}: choose one"
@@ -101,7 +103,7 @@ def prepared(model: nn.Module, images: Tensor) -> Iterator[nn.Module]:
 
 @contextlib.contextmanager
 def hooked(modules: Iterable[nn.Module], hook: Callable[[nn.Module, Any], Any]) -> Iterator[None]:
-    """Call a hook with each of the modules and its output, in this thread's passes in the block."""
+    """Call `hook(module, output)` after each call of these modules by this thread in the block."""
     thread = threading.get_ident()
 
     def own(module: nn.Module, _inputs: tuple, output: Any) -> Any:
@@ -157,62 +159,78 @@ def find_grids(
 ) -> dict[nn.Module, Grid | str]:
     """Return the grid of each module, or why it has none, in the order in which they end.
 
-    Shapes suggest grids. Where a convolution does not make it plain, a trial decides: tokens and
-    channels kept last must change where the picture is changed. What is not called is left out.
+    Shapes suggest grids. Where no convolution makes it plain, a trial decides: tokens and channels
+    kept last must change where the picture is changed. What is not called is left out.
     """
-    found: dict[nn.Module, Grid | str] = {}
+    found: dict[nn.Module, Grid | str | None] = {}
+    pictures = trial_pictures(images)
 
     def look(module: nn.Module, output: Any) -> None:
         found.pop(module, None)  # the last call of several counts
-        found[module] = _recognise(module, output, *images.shape[2:])
+        found[module] = _recognise(module, output, 1, *images.shape[2:])
 
-    with torch.no_grad(), hooked(modules, look):
-        network(trial_pictures(images))
+    def try_out(module: nn.Module, output: Any) -> None:
+        found[module] = _recognise(module, output, len(pictures), *images.shape[2:])
+
+    with torch.no_grad():
+        with hooked(modules, look):
+            network(pictures[:1].clone())
+        if undecided := [module for module, grid in found.items() if grid is None]:
+            with hooked(undecided, try_out):
+                network(pictures)
     return found
 
 
 def trial_pictures(images: Tensor) -> Tensor:
-    """Return a picture of noise and copies of it, each painted over at one of SPOTS."""
+    """Return a picture of noise, and copies painted over at SPOTS, all in each size of PATCHES."""
     _, channels, height, width = images.shape
     noise = torch.rand(channels, height, width, generator=torch.Generator().manual_seed(0))
-    pictures = noise.repeat(len(SPOTS) + 1, 1, 1, 1)
-    h, w = max(1, height // 16), max(1, width // 16)
-    for picture, (down, right) in zip(pictures[1:], SPOTS, strict=True):
-        y, x = round(down * (height - h)), round(right * (width - w))
-        picture[:, y : y + h, x : x + w] += 2
-    return pictures.to(images)
+    pictures = [noise]
+    for part in PATCHES:
+        h, w = math.ceil(height / part), math.ceil(width / part)
+        for down, right in SPOTS:
+            y, x = round(down * (height - h)), round(right * (width - w))
+            pictures.append(noise.clone())
+            pictures[-1][:, y : y + h, x : x + w] += 2
+    return torch.stack(pictures).to(images)
 
 
-def _recognise(module: nn.Module, output: Any, height: int, width: int) -> Grid | str:
-    """Return the grid of a layer's output for the trial pictures, or why there is none."""
+def _recognise(
+    module: nn.Module, output: Any, pictures: int, height: int, width: int
+) -> Grid | str | None:
+    """Return the grid of a layer's output for so many trial pictures, why there is none, or None
+    if only more pictures can tell.
+    """
     if not isinstance(output, Tensor):
         return f"gives a {type(output).__name__} and not one tensor"
-    grids = list(_candidates(output.shape, height, width))
-    if output.ndim == 4 and grids:
-        if isinstance(module, CONVOLUTIONS) and grids[0].order == ORDERS[4][0]:
-            return grids[0]
-        convolves = any(isinstance(part, CONVOLUTIONS) for part in module.modules())
-        if len(grids) == 1 and (convolves or min(grids[0].size) < 3):  # too few rows for a trial
-            return grids[0]
-    scores = {grid: _agreement(grid, output) for grid in grids}
-    proved = {grid: score for grid, score in scores.items() if score >= AGREEMENT}
-    if proved:
-        return max(proved, key=proved.__getitem__)
     shape = ", ".join(map(str, output.shape[1:]))
-    return f"gives (N, {shape}), in which the places of the picture are not found"
+    unknown = f"gives (N, {shape}), in which the places of the picture are not found"
+    grids = list(_candidates(output.shape, pictures, height, width))
+    if not grids:
+        return unknown
+    if isinstance(module, CONVOLUTIONS) and grids[0].order == ORDERS[4][0]:
+        return grids[0]
+    convolves = any(isinstance(part, CONVOLUTIONS) for part in module.modules())
+    if output.ndim == 4 and len(grids) == 1 and (convolves or min(grids[0].size) < 3):
+        return grids[0]  # two rows are too few for a trial
+    if pictures == 1:
+        return None
+    scores = {grid: _agreement(grid, output) for grid in grids}
+    best = max(scores, key=lambda grid: np.nan_to_num(scores[grid], nan=-1))
+    return best if scores[best] >= AGREEMENT else unknown
 
 
-def _candidates(shape: torch.Size, height: int, width: int) -> Iterator[Grid]:
-    """Yield the grids that an output of this shape may have, for the trial pictures."""
+def _candidates(shape: torch.Size, pictures: int, height: int, width: int) -> Iterator[Grid]:
+    """Yield the grids that an output of this shape may have, for so many pictures."""
     for order in ORDERS.get(len(shape), []):
-        pictures, _, *places = [shape[axis] for axis in order]
+        first, _, *places = [shape[axis] for axis in order]
         sizes = [(*places, 0)]
         if len(places) == 1:
             (tokens,) = places
             cells = range(max(2, tokens - MOST_EXTRA), tokens + 1)
             sizes = [(h, n // h, tokens - n) for n in cells for h in range(1, n + 1) if n % h == 0]
         for h, w, extra in sizes:
-            if pictures == len(SPOTS) + 1 and _fits(h, w, height, width, ROUNDINGS[len(shape)]):
+            if first == pictures and _fits(h, w, height, width, ROUNDINGS[len(shape)]):
                 yield from (Grid(order, (h, w), skip) for skip in range(extra + 1))
 
 
@@ -232,7 +250,9 @@ def _agreement(grid: Grid, output: Tensor) -> float:
     where it is less; NaN if nothing changes.
     """
     laid = grid(output).float()
-    changed = (laid[1:] - laid[:1]).square().sum(dim=1)  # (spots, h, w)
+    changed = (laid[1:] - laid[:1]).square().sum(dim=1)  # (patches x spots, h, w)
+    fine = int(max(grid.size) > PATCHES[0])
+    changed = changed.unflatten(0, (len(PATCHES), len(SPOTS)))[fine]
     answers = changed.sum(dim=(1, 2)) > 0
     if answers.sum() < 4:
         return math.nan

@@ -276,8 +276,8 @@ def build_network(name):
     torch.manual_seed(0)
     network = create(name, num_classes=3, **NETWORKS[f"{library}/{name}"][0]).eval()
     with torch.no_grad():
-        for parameter in network.parameters():
-            if not parameter.any():
+        for key, parameter in network.named_parameters():
+            if not key.endswith("bias") and not parameter.any():
                 parameter.normal_(std=0.1)
     return network
 
@@ -327,15 +327,17 @@ def test_the_map_of_any_network_lies_on_the_picture(name):
     assert gradient.any()
     assert_follows(activations)
     # Any other layer is laid on the picture too, or refused in a sentence that says what to take.
-    names = [name for name, _ in network.named_modules()][1:]
-    for other in names[:: len(names) // 6]:
+    modules = [*network.named_modules()][1:]
+    for other, module in modules[:: len(modules) // 6]:
         try:
             activations = evidence(network, pictures, 0, other)[0]
         except ValueError as error:
             assert_refused_with_a_remedy(error, network, pictures)
-        else:
-            if min(activations.shape[2:]) > 2:  # of fewer, random weights make a blur
-                assert_follows(activations)
+            continue
+        # Half a step of a random convolution is a blur; but its channels are first in any case.
+        convolves = any(isinstance(part, nn.Conv2d) for part in module.modules())
+        if not convolves and min(activations.shape[2:]) > 2:
+            assert_follows(activations)
 
 
 class Tokens(nn.Module):
