@@ -66,8 +66,8 @@ def code_of(notebook: Path) -> str:
 
 
 @pytest.mark.parametrize("file", sorted(PACKAGE.rglob("*.py")), ids=lambda f: str(f.name))
-def test_a_room_imports_earlier_rooms_the_shared_four_and_sources(file):
-    """A lesson's room imports earlier rooms, the shared four and `sources`; the shared four only
+def test_a_room_imports_earlier_rooms_the_shared_three_and_sources(file):
+    """A lesson's room imports earlier rooms, the shared three and `sources`; the shared three only
     each other, and `runs` nothing of ours; `sources` imports `tissue` and `runs`; `tissue` nothing
     of ours; nothing imports `explorers`, `course`, `studies` or `tools`.
     """
