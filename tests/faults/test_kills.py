@@ -190,7 +190,7 @@ def test_the_kills_have_met_their_tasks_alive():
 
 LIMITS = [
     (task, limit)
-    for task in TASKS[:5]
+    for task in TASKS[:4]  # a command says its own sentence, and ends
     for limit in (1000, 100_000, 1_000_000)
     if FULL or task is not tasks.drawing or limit == 100_000
 ]
