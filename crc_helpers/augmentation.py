@@ -229,7 +229,12 @@ def apply(images: Tensor, parameters: Parameters, size: int) -> Tensor:
 
 
 def shrink(images: Tensor, size: int) -> Tensor:
-    """Turn uint8 tiles (N, 3, H, W) into float (N, 3, size, size) in [0, 1], antialiased."""
+    """Turn uint8 tiles (N, 3, H, W) into float (N, 3, size, size) in [0, 1], antialiased.
+
+    Raises ValueError for other numbers: of floats in [0, 1] only darkness would be left.
+    """
+    if images.dtype != torch.uint8:
+        raise ValueError(f"tiles are {images.dtype}: give uint8, from 0 to 255")
     if images.shape[-1] != size or images.shape[-2] != size:
         if images.device.type != "cpu":
             images = images.float()  # only the CPU, where it is faster, resizes bytes

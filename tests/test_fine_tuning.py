@@ -229,6 +229,12 @@ def test_predictions_are_probabilities_of_every_class(tiles, fabric):
     np.testing.assert_allclose(found.sum(axis=1), 1, rtol=1e-12)
 
 
+def test_floats_in_place_of_bytes_are_refused(tiles, fabric):
+    floats = tiles[0].astype(np.float32) / 255
+    with pytest.raises(ValueError, match="float32: give uint8"):
+        predict(make_classifier(), floats, 16, fabric)
+
+
 def test_predictions_do_not_depend_on_the_company(tiles, fabric):
     classifier = make_classifier()
     together = predict(classifier, tiles[0], 16, fabric)

@@ -119,6 +119,10 @@ def test_a_lesson_starts_from_what_is_shipped_or_from_the_run(tmp_path):
         start_file("a", tmp_path, "latest")
 
 
+def test_one_word_is_a_list_of_one():
+    assert runs.as_list("tissue") == ["tissue"] == runs.as_list(["tissue"])
+
+
 def test_a_run_folder_counts_from_the_checkout(tmp_path, monkeypatch):
     monkeypatch.setattr(runs, "ROOT", tmp_path)
     assert run_folder("runs/one") == tmp_path / "runs" / "one"
