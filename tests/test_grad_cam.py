@@ -259,14 +259,81 @@ NETWORKS = {  # by library and name: options, height and width, layer explained 
     "torchvision/swin_t": ({}, (64, 96), "norm", (2, 3)),
     "timm/vit_tiny_patch16_224": ({"dynamic_img_size": True}, (48, 80), "blocks.11.norm1", (3, 5)),
     "timm/convit_tiny": ({"img_size": 64}, (64, 64), "blocks.11.norm1", (4, 4)),
-    "timm/flexivit_small": ({"img_size": (64, 96)}, (64, 96), "blocks.11.norm1", (4, 6)),
     "timm/cait_xxs24_224": ({"img_size": 64}, (64, 64), "blocks_token_only.1.norm1", (4, 4)),
     "timm/xcit_nano_12_p16_224": ({}, (64, 96), "cls_attn_blocks.1.norm1", (4, 6)),
     "timm/hrnet_w18_small": ({}, (96, 96), "final_layer", (3, 3)),
     "timm/hiera_tiny_224": ({"img_size": 128}, (128, 128), "blocks.11", (4, 4)),
     "timm/twins_svt_small": ({"img_size": 128}, (128, 128), "norm", (4, 4)),
+    "timm/twins_pcpvt_small": ({"img_size": 128}, (128, 128), "norm", (4, 4)),
+    "timm/flexivit_small": ({"img_size": (64, 96)}, (64, 96), "blocks.11.norm1", (4, 6)),
+    "torchvision/vit_b_16": (
+        {"image_size": 64},
+        (64, 64),
+        "encoder.layers.encoder_layer_11.ln_1",
+        (4, 4),
+    ),
+    "timm/deit_tiny_distilled_patch16_224": (
+        {"img_size": (64, 96)},
+        (64, 96),
+        "blocks.11.norm1",
+        (4, 6),
+    ),
+    "timm/vit_small_patch14_reg4_dinov2": (
+        {"img_size": (70, 98)},
+        (70, 98),
+        "blocks.11.norm1",
+        (5, 7),
+    ),
+    "timm/eva02_tiny_patch14_224": ({"img_size": (70, 98)}, (70, 98), "blocks.11", (5, 7)),
+    "timm/crossvit_tiny_240": ({}, (240, 240), "blocks.2.fusion.1.norm1", (20, 20)),
+    "timm/coat_lite_tiny": ({"img_size": 96}, (96, 96), "serial_blocks4.1.norm1", (3, 3)),
+    "timm/pit_ti_224": ({"img_size": 96}, (96, 96), "transformers.2.blocks.3.norm1", (3, 3)),
+    "timm/tnt_s_legacy_patch16_224": ({"img_size": 64}, (64, 64), "blocks.11.norm_out", (4, 4)),
+    "timm/volo_d1_224": ({"img_size": 96}, (96, 96), "norm", (6, 6)),
+    "timm/mvitv2_tiny": ({"img_size": 96}, (96, 96), "norm", (3, 3)),
+    "timm/pvt_v2_b0": ({}, (96, 128), "stages.3", (3, 4)),
+    "timm/swin_tiny_patch4_window7_224": (
+        {"img_size": (96, 128), "window_size": 4},
+        (96, 128),
+        "norm",
+        (3, 4),
+    ),
+    "timm/mixer_s32_224": ({}, (224, 224), "norm", (7, 7)),
+    "timm/gmlp_ti16_224": ({"img_size": 64}, (64, 64), "norm", (4, 4)),
+    "timm/resmlp_12_224": ({"img_size": 64}, (64, 64), "norm", (4, 4)),
+    "timm/poolformer_s12": ({}, (96, 128), "stages.3", (3, 4)),
+    "timm/nest_tiny": ({"img_size": 64}, (64, 64), "norm", (4, 4)),
+    "timm/gcvit_xxtiny": ({}, (224, 224), "stages.3", (7, 7)),
+    "timm/coatnet_0_224": ({"img_size": 96}, (96, 96), "stages.3", (3, 3)),
+    "timm/edgenext_xx_small": ({}, (96, 128), "stages.3", (3, 4)),
+    "timm/mobilevit_xxs": ({}, (96, 128), "final_conv", (3, 4)),
+    "timm/efficientformer_l1": ({}, (224, 224), "norm", (7, 7)),
+    "timm/davit_tiny": ({}, (96, 128), "stages.3", (3, 4)),
+    "timm/focalnet_tiny_srf": ({}, (96, 128), "norm", (3, 4)),
+    "timm/visformer_tiny": ({"img_size": 96}, (96, 96), "norm", (3, 3)),
+    "timm/vitamin_small_224": ({"img_size": 96}, (96, 96), "blocks.13", (6, 6)),
+    "timm/sequencer2d_s": ({"img_size": 96}, (96, 96), "norm", (6, 6)),
+    "torchvision/vgg11": ({}, (96, 128), "features", (3, 4)),
+    "torchvision/alexnet": ({}, (96, 160), "features", (2, 4)),
+    "torchvision/densenet121": ({}, (96, 128), "features", (3, 4)),
+    "torchvision/squeezenet1_1": ({}, (96, 128), "classifier.1", (5, 7)),
+    "torchvision/mobilenet_v3_small": ({}, (96, 128), "features", (3, 4)),
+    "torchvision/mnasnet0_5": ({}, (96, 128), "layers", (3, 4)),
+    "torchvision/shufflenet_v2_x0_5": ({}, (96, 128), "conv5", (3, 4)),
+    "torchvision/efficientnet_b0": ({}, (96, 128), "features", (3, 4)),
+    "torchvision/regnet_y_400mf": ({}, (96, 128), "trunk_output", (3, 4)),
+    "torchvision/googlenet": ({"init_weights": False}, (96, 128), "inception5b", (3, 4)),
+    "torchvision/inception_v3": ({"init_weights": False}, (150, 250), "Mixed_7c", (3, 6)),
+    "torchvision/convnext_tiny": ({}, (96, 128), "features", (3, 4)),
+    "torchvision/swin_v2_t": ({}, (96, 128), "norm", (3, 4)),
+    "torchvision/maxvit_t": ({}, (224, 224), "blocks.3", (7, 7)),
+    "timm/dpn68": ({}, (96, 128), "features", (3, 4)),
+    "timm/fastvit_t8": ({}, (96, 128), "final_conv", (3, 4)),
+    "timm/mambaout_femto": ({}, (96, 128), "stages.3", (3, 4)),
+    "timm/starnet_s1": ({}, (96, 128), "norm", (3, 4)),
+    "timm/tresnet_m": ({}, (96, 128), "body", (3, 4)),
 }
-NETWORKS_DAILY = list(NETWORKS)
+DAILY = [*NETWORKS][:9]  # the others nightly
 
 
 def build_network(name):
@@ -316,7 +383,7 @@ def assert_refused_with_a_remedy(error, model, images):
 
 
 @pytest.mark.parametrize(
-    "name", [n if n in NETWORKS_DAILY else pytest.param(n, marks=NIGHTLY) for n in NETWORKS]
+    "name", [n if n in DAILY else pytest.param(n, marks=NIGHTLY) for n in NETWORKS]
 )
 def test_the_map_of_any_network_lies_on_the_picture(name):
     _, size, layer, grid = NETWORKS[name]
