@@ -248,3 +248,14 @@ def test_writing_is_all_or_nothing(tmp_path, monkeypatch):
     with pytest.raises(DataError, match=r"No space left.*choose another --out"):
         drawn.write_synthetic(tmp_path / "tissue", 12)
     assert list(tmp_path.glob("[!.]*")) == []  # but for the lock
+
+
+def test_the_diagnostic_region_has_no_favourite_place():
+    """Else a map that always points there would seem to have seen something."""
+    cohort = make_cohort(1200, 77)
+    drawn = [tile for i in range(cohort.slides) for tile in cohort.one(i).draw(48, 448 / 48)]
+    masks = np.stack([tile.diagnostic for tile in drawn]).reshape(-1, 3, 16, 3, 16)
+    share = masks.mean(axis=(2, 4))  # (tiles, 3, 3)
+    for label in (0, 1):
+        cells = share[cohort.true_label == label].mean(axis=0)
+        assert np.abs(cells / cells.mean() - 1).max() < 0.15, cells

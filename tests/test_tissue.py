@@ -153,9 +153,10 @@ def test_dysplasia_crowds_and_stacks_nuclei_and_takes_the_mucin():
 def test_tiles_of_a_slide_are_cut_out_of_it():
     tiles = [TissueParameters(severity=s, cut_angle=3) for s in (0.1, 0.9, 0.3)]
     slide = draw_slide(tiles, 4, size=96)
-    assert slide.image.shape == (3, 96, 288)
+    pitch = tissue_section.pitch(96, 2.0)
+    assert slide.image.shape == (3, 96, 2 * pitch + 96)
     for i, tile in enumerate(divide(slide, 4)):
-        window = slide.image[:, :, i * 96 : (i + 1) * 96]
+        window = slide.image[:, :, i * pitch : i * pitch + 96]
         turned = [np.rot90(window, k, (1, 2)) for k in range(4)]
         assert any(
             np.array_equal(tile.image, t) or np.array_equal(tile.image, t[..., ::-1])
@@ -221,11 +222,11 @@ def reread(slide) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         & (owner <= len(scene.crypts))
     )
     region = tissue_slide.diagnostic_region(scene, size) & gland
-    labels, visible, marked = [], [], []
+    labels, visible, marked, pitch = [], [], [], tissue_section.pitch(size, 4.0)
     for i in range(len(slide.parameters)):
         here = np.s_[
             tissue_section.EDGE : -tissue_section.EDGE,
-            tissue_section.EDGE + i * size : tissue_section.EDGE + (i + 1) * size,
+            tissue_section.EDGE + i * pitch : tissue_section.EDGE + i * pitch + size,
         ]
         pixels = np.bincount(owner[here][basal[here]], minlength=len(scene.crypts) + 1)[1:]
         distorted = [c.distortion >= tissue_parameters.UNEQUIVOCAL for c in scene.crypts]
@@ -267,7 +268,7 @@ def test_what_is_diagnostic_of_normal_mucosa_and_of_an_adenoma(seed):
         draw_slide([replace(TO_THE_SURFACE, dysplasia=d)] * 4, seed) for d in (0.0, 0.8)
     )
     np.testing.assert_array_equal(normal.glands, adenoma.glands)
-    np.testing.assert_array_equal(normal.diagnostic[60:], normal.glands[60:])
+    np.testing.assert_array_equal(normal.diagnostic[64:], normal.glands[64:])
     surface = (normal.glands & ~normal.diagnostic & 1) > 0
     assert 0.15 < surface[:60].any(0).mean() < 0.6  # between the mouths of crypts
     assert adenoma.diagnostic[surface].all()

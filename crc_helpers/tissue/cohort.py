@@ -261,7 +261,9 @@ def plan_morphology(
         "mucus": np.clip(0.35 + 0.3 * normal["mucus"], 0, 1),
         "branching": 0.14 + 0.16 * uniform["branching"] + 0.15 * polyp,
         "prolapse": prolapsed * (0.4 + 0.6 * uniform["prolapse"]),
-        "base_position": 0.68 + 0.26 * uniform["position"],
+        # Beyond 1 the bases lie below the tile. Turned and mirrored, no part of a tile then shows
+        # the diagnostic region more often than another.
+        "base_position": 0.75 + 0.50 * uniform["position"],
         "crypt_length": np.clip(420 + 28 * normal["length"], 370, 510),
         "crypt_diameter": np.clip(70 + 6 * normal["diameter"], 50, 90),
         "crypt_spacing": np.clip(96 + 8 * polyp + 6 * normal["spacing"], 85, 130),

@@ -5,7 +5,7 @@ import numpy as np
 
 from crc_helpers.tissue.cells import darkness_at
 from crc_helpers.tissue.parameters import stream
-from crc_helpers.tissue.section import EDGE, SUPERSAMPLING, Scene
+from crc_helpers.tissue.section import EDGE, SUPERSAMPLING, Scene, pitch
 
 # Optical density of unit concentration in red, green and blue. The third is what two stains
 # cannot explain: the yellow of haemoglobin in red cells.
@@ -87,8 +87,9 @@ def photograph(
     density = cv2.transform(cv2.merge(concentrations), stains.T * np.float32(p.thickness / 4))
     ink = np.zeros(scene.x.shape, bool)
     for i in range(len(scene.tiles)):
-        part = slice(None), slice(EDGE + i * size, EDGE + (i + 1) * size)
-        density[part], ink[part] = spoil(density[part], scene, i, size)
+        start = EDGE + i * pitch(size, 1 / scene.k)
+        part = slice(None), slice(start, start + size)
+        density[part], ink[part] = spoil(density[part], scene, i, start)
     light = cv2.exp(-p.contrast * density)
     if p.focus > 0:
         light = cv2.GaussianBlur(light, (0, 0), p.focus * scene.k)
@@ -104,19 +105,20 @@ def within(inside: np.ndarray, softness: float) -> np.ndarray:
 
 
 def spoil(
-    density: np.ndarray, scene: Scene, index: int, size: int
+    density: np.ndarray, scene: Scene, index: int, start: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Fold, air bubble, marker and ink dot of one tile, in optical density (m, size, 3).
 
-    Also where ink lies, booleans (m, size).
+    Also where ink lies, booleans (m, size). start: the tile's first column in the scene.
     """
+    size = density.shape[1]
     p = scene.tiles[index]
     if not (p.fold or p.bubble or p.pen or p.ink_dot):
         return density, np.zeros(density.shape[:2], bool)
     rng = stream(scene.seed, "artefacts", index)
     y, x = np.mgrid[: len(density), :size].astype(np.float32) / np.float32(scene.k)
     fov = size / scene.k
-    wave = scene.clouds[0][:, EDGE + index * size : EDGE + (index + 1) * size]
+    wave = scene.clouds[0][:, start : start + size]
     turn, (u, v), colour = rng.uniform(0, np.pi), rng.uniform(0.25, 0.75, 2), rng.integers(3)
     across = (x - u * fov) * np.cos(turn) + (y - v * fov) * np.sin(turn)
     if p.fold:  # twice the tissue, the second layer from elsewhere

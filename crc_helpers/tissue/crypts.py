@@ -11,7 +11,7 @@ from crc_helpers.tissue.parameters import TissueParameters, distortion, express,
 LEAN = 0.2  # micrometres aside that crypts lean at most, a micrometre of height
 SPARED = 0.6  # susceptibility up to which a crypt of an adenoma is not dysplastic: one in eight
 REACH = 140.0  # micrometres from its axis that a crypt may reach
-TAPER = 130.0  # micrometres from a milder neighbour within which a crypt is no worse than it
+GAP = 130.0  # micrometres of tissue between two tiles of a slide: what either may show a part of
 
 
 @dataclass(frozen=True)
@@ -41,14 +41,16 @@ def lattice(seed: int) -> np.ndarray:
     return stream(seed, "crypt").random((16, 128, 32))
 
 
-def lay_out(tiles: Sequence[TissueParameters], seed: int, fov: float = 448.0) -> list[Crypt]:
-    """The crypts that a slide of tiles of fov micrometres may meet.
+def lay_out(
+    tiles: Sequence[TissueParameters], seed: int, fov: float = 448.0, pitch: float = 448.0 + GAP
+) -> list[Crypt]:
+    """The crypts that a slide may meet; its tiles, of fov micrometres, begin every pitch ones.
 
-    They stand on a jittered hexagonal lattice. In each tile the crypt of the first row nearest to
-    the middle has the tile's full severity. A crypt within TAPER of a border can be seen in both
-    tiles: it takes the milder tile's severity, so a mild tile never shows a neighbour's crypt.
+    They stand on a jittered hexagonal lattice. In each tile one crypt of the first row, anywhere in
+    it, has the tile's full severity. A crypt between two tiles may be seen in both: it takes the
+    milder tile's severity, so a mild tile never shows a neighbour's crypt.
     """
-    p, width = tiles[0], len(tiles) * fov
+    p, width = tiles[0], (len(tiles) - 1) * pitch + fov
     dx, dz = p.crypt_spacing, 0.87 * p.crypt_spacing
     offset = stream(seed, "plane", 1).uniform(-0.5, 0.5)
     # Rows and columns that the section runs through, and those whose feet reach it.
@@ -62,15 +64,13 @@ def lay_out(tiles: Sequence[TissueParameters], seed: int, fov: float = 448.0) ->
     # The section meets the first row near its axis.
     z = (row + np.where(row == 0, 0.025, 0.05) * swing[1]) * dz
     susceptibility = u[6] ** (1 / 4)  # a polyp's crypts resemble each other
-    tile = np.clip(x / fov, 0, len(tiles) - 1).astype(int)
-    worst, own = np.array([distortion(tile) for tile in tiles]), tile
-    for step in (-1, 1):
-        other = np.clip(own + step, 0, len(tiles) - 1)
-        near = np.abs(x - (own + max(step, 0)) * fov) < TAPER
-        tile = np.where(near & (worst[other] < worst[tile]), other, tile)
+    tile = np.clip(x / pitch, 0, len(tiles) - 1).astype(int)
+    worst, following = [distortion(t) for t in tiles], np.minimum(tile + 1, len(tiles) - 1)
+    milder = np.where(np.take(worst, following) < np.take(worst, tile), following, tile)
+    tile = np.where(x > tile * pitch + fov, milder, tile)
     first = np.flatnonzero(row == 0)
-    for i in range(len(tiles)):
-        carrier = first[np.argmin(np.abs(x[first] - (i + 0.5) * fov))]
+    for i, place in enumerate(stream(seed, "plane", 2).uniform(0.1, 0.9, len(tiles))):
+        carrier = first[np.argmin(np.abs(x[first] - i * pitch - place * fov))]
         tile[carrier], susceptibility[carrier] = i, 1.0
     return [
         Crypt(

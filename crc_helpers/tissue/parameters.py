@@ -91,7 +91,7 @@ class TissueParameters:
     dysplasia: float = bounded(0.0, 0, 1)  # nuclei long, dark, in tiers; mucin lost; up to the top
     prolapse: float = bounded(0.0, 0, 1)  # crypts wide in the middle, muscle fibres between them
     cut_angle: float = bounded(0.0, 0, 90)  # degrees from the crypts' axis; 90 is a cross section
-    base_position: float = bounded(0.8, 0.55, 0.95)  # height of the bases, 0 top to 1 bottom
+    base_position: float = bounded(0.8, 0.5, 1.3)  # height of the bases, 0 top to 1 bottom
     crypt_length: float = bounded(420.0, 370, 510)  # micrometres
     crypt_diameter: float = bounded(70.0, 50, 90)  # micrometres
     crypt_spacing: float = bounded(100.0, 85, 130)  # micrometres from axis to axis

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from crc_helpers.tissue.crypts import LEAN, Crypt, Tube, build, lay_out, span, wobble
+from crc_helpers.tissue.crypts import GAP, LEAN, Crypt, Tube, build, lay_out, span, wobble
 from crc_helpers.tissue.parameters import TissueParameters, stream
 
 SUPERSAMPLING = 2  # canvas pixels a tile pixel and axis: smooth edges
@@ -82,10 +82,15 @@ def cloud(rng: np.random.Generator, shape: tuple, grain: float, octaves: int = 2
     return total * 1.2
 
 
+def pitch(size: int, mpp: float) -> int:
+    """Pixels from the left border of one tile of a slide to that of the next."""
+    return size + round(GAP / mpp)
+
+
 def cut(tiles: Sequence[TissueParameters], seed: int, size: int, mpp: float) -> Scene:
     """Lay the section through the crypts: where each pixel lies in the body of the mucosa."""
     p, k, fov = tiles[0], 1 / mpp, size * mpp
-    shape = size + 2 * EDGE, size * len(tiles) + 2 * EDGE
+    shape = size + 2 * EDGE, pitch(size, mpp) * (len(tiles) - 1) + size + 2 * EDGE
     rng = stream(seed, "texture")
     clouds = [cloud(rng, shape, 60 * k, 3), cloud(rng, shape, 12 * k), cloud(rng, shape, 2.2 * k)]
     # The mucosa rises and falls a little, and leans to one side and the other.
@@ -101,7 +106,7 @@ def cut(tiles: Sequence[TissueParameters], seed: int, size: int, mpp: float) -> 
         tiles,
         seed,
         k,
-        lay_out(tiles, seed, fov),
+        lay_out(tiles, seed, fov, pitch(size, mpp) * mpp),
         (x - lean * c * v).astype(np.float32),
         v,
         (v * c + CUT_HEIGHT * s).astype(np.float32),

@@ -16,7 +16,7 @@ from crc_helpers.tissue.parameters import (
     kind_of,
     stream,
 )
-from crc_helpers.tissue.section import EDGE, SUPERSAMPLING, Scene, cut, settle
+from crc_helpers.tissue.section import EDGE, SUPERSAMPLING, Scene, cut, pitch, settle
 
 # The lower half of a crypt is diagnostic: there HP is straight, narrow and not serrated, and all
 # that the rule counts shows there: dilatation, sideways growth, serration where none belongs.
@@ -48,7 +48,9 @@ def diagnostic_region(scene: Scene, size: int) -> np.ndarray:
     """What decides in each tile, as `Drawing` says, booleans (m, w); what is not gland is free."""
     label = scene.label[::SUPERSAMPLING, ::SUPERSAMPLING]
     distorted = scene.table([c.distortion >= UNEQUIVOCAL for c in scene.crypts], 0)[label] > 0
-    kind = np.repeat([KINDS.index(kind_of(tile)) for tile in scene.tiles], size)
+    kind = np.array([KINDS.index(kind_of(tile)) for tile in scene.tiles])
+    width = scene.x.shape[1] - 2 * EDGE
+    kind = kind[np.arange(width) // pitch(size, 1 / scene.k)]
     normal, _, ssa, adenoma = (np.pad(kind == i, EDGE, mode="edge") for i in range(4))
     basal = scene.height(label, scene.h) < BASAL_SHARE
     crypts = (normal | basal & np.where(ssa, distorted, ~distorted)) & (label != scene.surface)
@@ -58,7 +60,7 @@ def diagnostic_region(scene: Scene, size: int) -> np.ndarray:
 def draw_slide(
     tiles: Sequence[TissueParameters], seed: int, size: int = 224, mpp: float = 2.0
 ) -> Drawing:
-    """Draw a slide as wide as its tiles, which may differ in OF_A_TILE only, else ValueError.
+    """Draw a strip of mucosa with all its tiles, which may differ in OF_A_TILE only, or ValueError.
 
     Upright: the surface is up. `divide` cuts the tiles out of it.
     """
@@ -90,13 +92,13 @@ def draw_slide(
     return Drawing(image.transpose(2, 0, 1), *masks)
 
 
-def divide(slide: Drawing, seed: int) -> list[Drawing]:
+def divide(slide: Drawing, seed: int, mpp: float = 2.0) -> list[Drawing]:
     """The square tiles of a slide, left to right, each turned and mirrored as it happens to be."""
-    size = slide.glands.shape[0]
-    turns = stream(seed, "turn").integers(0, 8, slide.glands.shape[1] // size)
+    size, width = slide.glands.shape
+    starts = range(0, width, pitch(size, mpp))
     tiles = []
-    for i, turn in enumerate(turns):
-        parts = [getattr(slide, f.name)[..., i * size : (i + 1) * size] for f in fields(slide)]
+    for start, turn in zip(starts, stream(seed, "turn").integers(0, 8, len(starts)), strict=True):
+        parts = [getattr(slide, f.name)[..., start : start + size] for f in fields(slide)]
         parts = [np.rot90(part, turn % 4, (-2, -1)) for part in parts]
         parts = [np.ascontiguousarray(part[..., ::-1] if turn > 3 else part) for part in parts]
         tiles.append(Drawing(*parts))
@@ -105,7 +107,7 @@ def divide(slide: Drawing, seed: int) -> list[Drawing]:
 
 def draw(parameters: TissueParameters, seed: int, size: int = 224, mpp: float = 2.0) -> Drawing:
     """Draw one tile of size pixels at mpp micrometres a pixel: the same arguments, same bytes."""
-    return divide(draw_slide([parameters], seed, size, mpp), seed)[0]
+    return divide(draw_slide([parameters], seed, size, mpp), seed, mpp)[0]
 
 
 @dataclass(frozen=True)
@@ -119,4 +121,4 @@ class Slide:
 
     def draw(self, size: int = 224, mpp: float = 2.0) -> list[Drawing]:
         """Its tiles."""
-        return divide(draw_slide(self.parameters, self.seed, size, mpp), self.seed)
+        return divide(draw_slide(self.parameters, self.seed, size, mpp), self.seed, mpp)
