@@ -244,14 +244,19 @@ class Experiment:
 
     @classmethod
     def of_seed(
-        cls, seed: int, recipe: Recipe = USUAL, data: str = "synthetic", **source: str | None
+        cls,
+        seed: int,
+        recipe: Recipe = USUAL,
+        data: str = "synthetic",
+        first: int = FIRST_SEED,
+        **source: str | None,
     ) -> Self:
         """Return a seed's experiment: of drawn tissue a new cohort, of real tiles a new split.
 
-        data, source: name, `root` and `classes` as in `data.load_tiles`. An official partition is
-        not used.
+        data, source: name, `root` and `classes` as in `data.load_tiles`. first: added to the seed
+        of a drawn cohort. An official partition is not used.
         """
-        tiles = load_tiles(data, n=recipe.n_tiles, seed=FIRST_SEED + seed, **source)
+        tiles = load_tiles(data, n=recipe.n_tiles, seed=first + seed, **source)
         return cls(seed, tiles, _divide(tiles, seed), recipe)
 
     @cached_property

@@ -264,21 +264,6 @@ def take(
     return np.sort(np.concatenate(taken))
 
 
-def watched(tiles: Tiles, parts: Split, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the tiles a monitor may look up neighbours in and those it asks about, shuffled.
-
-    Validation tiles ask; where there are none, a fifth of the training part does, by whole groups,
-    and is left out of the first. Where the training part is one group, half of its tiles ask.
-    """
-    rng = np.random.default_rng(seed)
-    if len(parts.val):
-        return rng.permutation(parts.train), rng.permutation(parts.val)
-    asked = take(parts.train, tiles.labels, tiles.groups, 0.2, rng)
-    if len(asked) in (0, len(parts.train)):
-        asked = take(parts.train, tiles.labels, None, 0.5, rng)
-    return rng.permutation(np.setdiff1d(parts.train, asked)), rng.permutation(asked)
-
-
 def _whole_groups(
     groups: np.ndarray, labels: np.ndarray, fraction: float, rng: np.random.Generator, leave: int
 ) -> np.ndarray:

@@ -7,7 +7,8 @@ published weights, which were trained on standardised images, have to adapt.
 
 import contextlib
 import json
-from collections.abc import Iterator
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,18 +29,18 @@ SIDES = (32, 64, 96, 112, 128, 160, 192, 224, 256, 288, 384, 448)  # pixels; tri
 def build_backbone(name: str, weights: str | None = None) -> nn.Module:
     """Return a network without its classification layer, with `num_features` set.
 
-    name: "resnet8" (for CPUs: the first three stages of a ResNet with one block each; at 96 px its
-    map has 6 x 6 cells, about the 7 x 7 of ResNet-50 at 224 px), any ResNet of torchvision
-    ("resnet18", "resnet50"), or any model name of timm. weights: None for random, "imagenet" for
-    the library's own (on disk, or fetched by the library).
+    name: "resnet8_fine" or "resnet8" (for CPUs: three stages of a ResNet with one block each; at
+    96 px the map of the first has 12 x 12 cells, that of the second 6 x 6, about the 7 x 7 of
+    ResNet-50 at 224 px), any ResNet of torchvision ("resnet18", "resnet50"), or any model name of
+    timm. weights: None for random, "imagenet" for the library's own (on disk, or fetched by it).
 
     Raises ValueError for a name that neither library knows, or that timm cannot build like this.
     """
+    if name.startswith("resnet8") and weights:
+        raise ValueError(f"{name} has no published weights: set BACKBONE to resnet18 or resnet50")
+    if name == "resnet8_fine":
+        return small_resnet(32, (48, 96, 192), (1, 2, 1))
     if name == "resnet8":
-        if weights:
-            raise ValueError(
-                "resnet8 has no published weights: set BACKBONE to resnet18 or resnet50"
-            )
         network: nn.Module = ResNet(BasicBlock, [1, 1, 1, 1])
         network.layer4, network.fc = nn.Identity(), nn.Linear(256, 1)
     elif name in torchvision.models.list_models(include="resnet*"):
@@ -52,7 +53,8 @@ def build_backbone(name: str, weights: str | None = None) -> nn.Module:
 
         if name not in timm.list_models():
             raise ValueError(
-                f"backbone {name!r} is unknown: give resnet8, resnet18, resnet50 or a model of timm"
+                f"backbone {name!r} is unknown: give resnet8_fine, resnet18, resnet50 or a model of"
+                " timm"
             )
         # A ViT takes any size of tile, and averages its tokens as a ResNet its cells: a class token
         # would leave the others without a gradient in the last block, and Grad-CAM without a map.
@@ -72,6 +74,33 @@ def build_backbone(name: str, weights: str | None = None) -> nn.Module:
         return network
     network.num_features = network.fc.in_features
     network.fc = nn.Identity()
+    return network
+
+
+def small_resnet(stem: int, widths: Sequence[int], strides: Sequence[int]) -> nn.Sequential:
+    """Return a ResNet with one block a stage, up to its global average pooling.
+
+    stem, widths: channels of the first convolution and of each stage. strides: how many times fewer
+    cells a stage has than the one before it, along each side; the stem has four times fewer.
+    """
+    layers: dict[str, nn.Module] = {
+        "conv1": nn.Conv2d(3, stem, 7, stride=2, padding=3, bias=False),
+        "bn1": nn.BatchNorm2d(stem),
+        "relu": nn.ReLU(inplace=True),
+        "maxpool": nn.MaxPool2d(3, stride=2, padding=1),
+    }
+    before = stem
+    for i, (width, stride) in enumerate(zip(widths, strides, strict=True), start=1):
+        shortcut = nn.Conv2d(before, width, 1, stride=stride, bias=False), nn.BatchNorm2d(width)
+        layers[f"layer{i}"] = BasicBlock(before, width, stride, nn.Sequential(*shortcut))
+        before = width
+    network = nn.Sequential(
+        OrderedDict(layers, avgpool=nn.AdaptiveAvgPool2d(1), flatten=nn.Flatten())
+    )
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):  # as torchvision's ResNet begins
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+    network.num_features = before
     return network
 
 

@@ -13,6 +13,7 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from lightning.fabric import Fabric
+from sklearn.metrics import balanced_accuracy_score
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
@@ -140,23 +141,31 @@ def embed(
     return torch.cat(outputs).cpu()[:n]
 
 
-def knn_accuracy(bank: Tensor, bank_labels, queries: Tensor, query_labels, k: int = 20) -> float:
-    """Return the balanced accuracy of a cosine k-nearest-neighbour vote.
+def nearest(features: Tensor, k: int, groups: np.ndarray | None = None) -> np.ndarray:
+    """Return the k rows of features (N, D) with the highest cosine to each row, int64 (N, k).
 
-    bank (N, D) with labels (N,), queries (M, D) with labels (M,). Votes count in inverse
-    proportion to their class's share of the bank, or the common class would win every vote.
+    groups: (N,); no neighbour is of the row's own slide or case. Without them only the row itself
+    is left out. Where fewer than k are left, all of them, and then some that are left out.
     """
-    bank_labels, query_labels = np.asarray(bank_labels), np.asarray(query_labels)
-    similarity = F.normalize(queries, dim=1) @ F.normalize(bank, dim=1).T  # (M, N)
-    neighbours = bank_labels[similarity.topk(min(k, len(bank)), dim=1).indices.numpy()]  # (M, k)
-    classes, counts = np.unique(bank_labels, return_counts=True)
-    votes = np.stack(
-        [(neighbours == c).sum(axis=1) / n for c, n in zip(classes, counts, strict=True)]
-    )
-    predicted = classes[votes.argmax(axis=0)]
-    return float(
-        np.mean([(predicted[query_labels == c] == c).mean() for c in np.unique(query_labels)])
-    )
+    unit = F.normalize(features, dim=1)
+    ids = np.arange(len(unit)) if groups is None else np.unique(groups, return_inverse=True)[1]
+    own = torch.from_numpy(ids[:, None] == ids)  # (N, N)
+    similarity = (unit @ unit.T).masked_fill(own, -torch.inf)
+    return similarity.topk(min(k, len(unit)), dim=1).indices.numpy()
+
+
+def knn_accuracy(
+    features: Tensor, labels: np.ndarray, groups: np.ndarray | None = None, k: int = 20
+) -> float:
+    """Return the balanced accuracy of a vote of each tile's k nearest tiles of other groups.
+
+    features (N, D), labels (N,), groups (N,) or None: see `nearest`. Votes count in inverse
+    proportion to their class's share, or the common class would win every vote.
+    """
+    _, label, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    neighbours = label[nearest(features, k, groups)]  # (N, k)
+    votes = np.stack([(neighbours == c).sum(axis=1) / n for c, n in enumerate(counts)])
+    return float(balanced_accuracy_score(label, votes.argmax(axis=0)))
 
 
 def to_device(images: np.ndarray, fabric: Fabric) -> Tensor:
@@ -383,27 +392,26 @@ def collapsed(row: dict[str, float]) -> bool:
 
 
 def make_monitor(
-    tiles, bank: np.ndarray, queries: np.ndarray, size: int, epochs: int, fabric: Fabric
+    tiles, index: np.ndarray, size: int, epochs: int, fabric: Fabric
 ) -> Callable[[Encoder, int], dict[str, float]]:
-    """Return what `pretrain` calls: kNN accuracy and signs of collapse, every second epoch and at
+    """Return what `pretrain` calls: kNN accuracy and signs of collapse, every fifth epoch and at
     the end. Labels are used to watch, never to train.
 
-    tiles: `data.Tiles`; bank, queries: the indices to vote and to be voted on, of which no more
-    than 400 and 2,000 are used: watching should cost little.
+    tiles: `data.Tiles`; index: the labelled training tiles. Each is asked about its nearest tiles
+    of other slides, see `knn_accuracy`.
     """
-    bank, queries = bank[:400], queries[:2000]
+    groups = None if tiles.groups is None else tiles.groups[index]
 
     def monitor(encoder: Encoder, epoch: int) -> dict[str, float]:
-        if epoch % 2 and epoch != epochs:
+        if epoch % 5 and epoch != epochs:
             return {}
-        known = embed(encoder, tiles.images.pick(bank), size, fabric)
-        asked = embed(encoder, tiles.images.pick(queries), size, fabric)
-        unit = F.normalize(known, dim=1)
+        features = embed(encoder, tiles.images.pick(index), size, fabric)
+        unit = F.normalize(features, dim=1)
         return {
-            "knn": knn_accuracy(known, tiles.labels[bank], asked, tiles.labels[queries]),
+            "knn": knn_accuracy(features, tiles.labels[index], groups),
             "std": float(unit.std(dim=0).mean() * math.sqrt(unit.shape[1])),
-            "effective_rank": effective_rank(known),
-            "uniformity": float(uniformity(known)),
+            "effective_rank": effective_rank(features),
+            "uniformity": float(uniformity(features)),
         }
 
     return monitor

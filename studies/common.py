@@ -116,6 +116,7 @@ class Study:
     recipe: Recipe = claims.USUAL
     all_classes: bool = False  # four kinds of drawn tissue, or all classes of real tiles
     drawn_only: bool = False  # real tiles cannot answer its question
+    first_seed: int = claims.FIRST_SEED  # of the drawn cohorts
 
 
 @lru_cache(maxsize=1)
@@ -123,7 +124,8 @@ def experiment(study: Study, seed: int, recipe: Recipe, data: str, root: str | N
     """Return the experiment of a seed, made once for the rows that follow each other."""
     every = KINDS if data == "synthetic" else "all"
     classes = every if study.all_classes else None
-    return Trainer.of_seed(seed, recipe, data, root=root, classes=classes)
+    first = study.first_seed
+    return Trainer.of_seed(seed, recipe, data, first, root=root, classes=classes)
 
 
 def measure(

@@ -19,7 +19,7 @@ import pytest
 from PIL import Image
 
 from crc_helpers.course.check import check, prepare
-from crc_helpers.data import Tiles, load_tiles, split, watched
+from crc_helpers.data import Tiles, load_tiles, split
 from crc_helpers.sources import ebhi
 from crc_helpers.sources import files as data_files
 from crc_helpers.sources import images as image_reader
@@ -562,18 +562,6 @@ def test_no_group_straddles(seed):
         assert share == pytest.approx(0.25, abs=0.05)
     everyone = np.concatenate([parts.train, parts.val, parts.test])
     np.testing.assert_array_equal(np.sort(everyone), np.flatnonzero(LABELS >= 0))
-
-
-@pytest.mark.parametrize("validation", [0.15, 0])
-def test_a_monitor_asks_about_slides_that_it_does_not_know(validation):
-    tiles = fake_tiles(LABELS, GROUPS)
-    parts = split(tiles, validation=validation)
-    known, asked = watched(tiles, parts, seed=1)
-    assert not set(GROUPS[known]) & set(GROUPS[asked])
-    train = np.sort(np.concatenate([known, asked]) if validation == 0 else known)
-    np.testing.assert_array_equal(train, parts.train)
-    assert len(asked) == (len(parts.val) or pytest.approx(len(train) / 5, rel=0.25))
-    assert not np.array_equal(asked, np.sort(asked))  # the first of them are no one slide's
 
 
 @pytest.mark.parametrize("scheme", ["auto", "paper", "random"])

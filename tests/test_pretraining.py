@@ -24,6 +24,7 @@ from crc_helpers.pretraining import (
     floor_loss,
     knn_accuracy,
     make_optimizer,
+    nearest,
     nt_xent,
     pretrain,
     uniformity,
@@ -186,27 +187,32 @@ def directions(degrees):
 
 
 def test_neighbours_tell_separate_classes_apart():
-    bank, labels = directions([*range(10), *range(90, 100)]), [0] * 10 + [1] * 10
-    queries = directions([3.5, 94.5, 6.5]) * 17  # length does not count
-    assert knn_accuracy(bank, labels, queries, [0, 1, 0], k=5) == 1
-    assert knn_accuracy(bank, labels, queries, [1, 0, 1], k=5) == 0
+    features, labels = directions([*range(10), *range(90, 100)]), np.array([0] * 10 + [1] * 10)
+    features[3] *= 17  # length does not count
+    assert knn_accuracy(features, labels, k=5) == 1
+    labels[0] = 1  # its neighbours say 0, and it is one of eleven
+    assert knn_accuracy(features, labels, k=5) == pytest.approx((1 + 10 / 11) / 2)
 
 
 def test_rare_neighbours_count_for_more():
-    # Around 0 degrees lie three of thirty common tiles and two of four rare ones: a plain vote
-    # says common (3 to 2), the weighted one rare (2/4 to 3/30).
-    bank = directions([0, 1, 2, *range(90, 117), 0.5, 1.5, 200, 201])
-    labels = np.array([0] * 30 + [1] * 4)
-    assert knn_accuracy(bank, labels, directions([1.0]), [1], k=5) == 1
+    # Around 0 degrees lie three of thirty common tiles and two of five rare ones besides the one
+    # asked about: a plain vote says common (3 to 2), the weighted one rare (2/5 to 3/30).
+    features = directions([0, 1, 2, *range(90, 117), 0.5, 1.5, 200, 201, 1.0])
+    labels = np.array([0] * 30 + [1] * 5)
+    alone = np.arange(35) == 34
+    right = knn_accuracy(features, np.where(alone, 1, labels), k=5)
+    assert right > knn_accuracy(features, np.where(alone, 0, labels), k=5)
 
 
-def test_neighbours_of_both_classes_weigh_the_same_in_the_accuracy():
-    bank = directions([0, 1, 90, 91])
-    queries, truth = directions([0, 0, 0, 90]), [0, 0, 0, 0]
-    assert knn_accuracy(bank, [0, 0, 1, 1], queries, truth, k=2) == pytest.approx(3 / 4)
-    # Nine right of class 0 and one wrong of class 1 are 1/2, not 9/10.
-    queries, truth = directions([0] * 10), [0] * 9 + [1]
-    assert knn_accuracy(bank, [0, 0, 1, 1], queries, truth, k=2) == pytest.approx(1 / 2)
+def test_no_neighbour_is_of_the_own_slide():
+    rng = np.random.default_rng(0)
+    features, groups = torch.from_numpy(rng.normal(size=(60, 5))), rng.integers(0, 9, 60)
+    found = nearest(features, 4, groups)
+    cosine = torch.cosine_similarity(features[:, None], features[None], dim=2).numpy()
+    for i, row in enumerate(found):
+        others = np.flatnonzero(groups != groups[i])
+        assert list(row) == list(others[np.argsort(-cosine[i, others])][:4])
+    assert all(i not in row for i, row in enumerate(nearest(features, 4)))
 
 
 # --- Embedding -----------------------------------------------------------------------------------

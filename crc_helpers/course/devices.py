@@ -60,9 +60,7 @@ def _pretrain(p: dict[str, Any], run: Path, tiles: data.Tiles, fabric: Any) -> N
         p["OPTIMIZER"],
         p["SEED"],
     )
-    monitor = pretraining.make_monitor(
-        tiles, *data.watched(tiles, parts, p["SEED"]), training.size, training.epochs, fabric
-    )
+    monitor = pretraining.make_monitor(tiles, parts.train, training.size, training.epochs, fabric)
     images = tiles.images.pick(parts.pretraining)
     for name in p["VIEWS"]:
         log = pretraining.pretrain(

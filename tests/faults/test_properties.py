@@ -221,8 +221,8 @@ def test_scores_of_a_map_are_shares_or_undefined(heat, seed):
 
 def test_a_collapsed_encoder_is_noticed(coloured_tiles, fabric):
     images = SimpleNamespace(pick=lambda index: coloured_tiles[index])
-    tiles = SimpleNamespace(images=images, labels=np.arange(16) % 2)
-    monitor = make_monitor(tiles, np.arange(8), np.arange(8, 16), 16, 2, fabric)
+    tiles = SimpleNamespace(images=images, labels=np.arange(16) % 2, groups=None)
+    monitor = make_monitor(tiles, np.arange(16), 16, 2, fabric)
     encoder = Encoder("resnet8")
     assert not collapsed(monitor(encoder, 2)) and not collapsed({})
     for parameter in encoder.parameters():
