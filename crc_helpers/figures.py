@@ -4,7 +4,7 @@ import textwrap
 import warnings
 from collections.abc import Callable, Sequence
 from functools import cache, partial
-from itertools import zip_longest
+from itertools import chain, zip_longest
 from pathlib import Path
 
 import cv2
@@ -25,13 +25,36 @@ from sklearn.preprocessing import StandardScaler
 
 from crc_helpers.runs import atomic_path
 
-PALETTE = sns.color_palette("colorblind")
-# One colour, one meaning, in every figure alike.
-CLASSES = [PALETTE[k] for k in (0, 3, 8, 9, 7, 6)]  # HP blue, SSA vermilion, then further classes
-ARMS = [PALETTE[k] for k in (2, 4, 1, 5, 9, 8)]  # what is compared: recipes, networks, methods
-SLIDES = sns.color_palette("Set2", 8)
-PARTS = ["0.2", "0.4", "0.55", "0.8"]  # train, val, test, discarded
-VALUE, CONTROL, CHOSEN = "#3b3b6d", "0.55", "#b3003b"  # a measurement, a control, one picked out
+# One colour, one meaning: no two of these share a colour, and those of one differ for readers
+# who see no red or no green; a test measures both. `colours` looks a name up.
+CLASSES = ["#0173b2", "#d55e00", "#fc7d95", "#4c925a", "#c8207b", "#894553"]  # HP, SSA, then others
+ARMS = {
+    "pre-trained": "#00692e",  # and fine-tuned
+    "pre-trained, probe first": "#7968ae",
+    "pre-trained, probe": "#5fbf6a",
+    "pre-trained, frozen probe": "#5fbf6a",
+    "frozen probe": "#5fbf6a",
+    "pre-trained longer": "#78227f",
+    "pre-trained longer, probe": "#a68014",
+    "pre-trained longer, frozen probe": "#a68014",
+    "the paper's recipe": "#af7a72",
+    "from scratch": "#e8a000",
+    "random encoder": "#f869eb",
+    "colour only": "#009190",
+}
+RECIPES = {"tissue": "#056869", "paper": "#614bfc", "gentle": "#2abda7"}  # of views
+METHODS = {
+    "Grad-CAM": "#613415",
+    "HiResCAM": "#9797fa",
+    "LayerCAM": "#4c93b8",
+    "Integrated Gradients": "#999d78",
+    "occlusion": "#b121d2",
+}
+SPARE = ["#ff944b", "#404104", "#dbb7ee", "#66720c", "#a98eaf", "#083428"]  # for other names
+SLIDES = ["#98c8d4", "#f1ab9a", "#d6c96d", "#c2f9b5", "#bdf0fe", "#40fedc", "#ffc2c7", "#9fcbff"]
+PARTS = {"train": "#695c4f", "val": "#856536", "test": "#c29f6a", "discarded": "#d7bba1"}
+CONTROLS = ["#808080", "#404040", "#b3b3b3"]
+VALUE, CHOSEN = "#3b3b6d", "#b3003b"  # a measurement without a name of its own, one picked out
 REGION, BOX = "#00e5ff", "#ffd400"  # the pixels that decide, and pixels found or lost
 CHANCE = {"color": "0.45", "linestyle": "--", "linewidth": 1.2}
 HEAT = "inferno"  # perceptually uniform, readable with any colour vision
@@ -91,6 +114,21 @@ def font_with(character: str) -> str | None:
         if not boxes and Path(path).is_file() and FT2Font(path).get_char_index(ord(character)):
             return name
     return None
+
+
+def colours(names: Names) -> dict[str, str]:
+    """Return a colour for each name: an arm, a recipe or a method has the same in every lesson.
+
+    What follows a comma may be more than the known name ("pre-trained, 0.001"). Names that nobody
+    knows get the spare colours in order.
+    """
+    known, spare = ARMS | RECIPES | METHODS, chain(SPARE, sns.husl_palette(len(names)).as_hex())
+    found = {}
+    for name in names:
+        words = name.replace("_", " ").split(", ")
+        keys = (", ".join(words[:k]) for k in range(len(words), 0, -1))
+        found[name] = next((known[key] for key in keys if key in known), None) or next(spare)
+    return found
 
 
 def save(figure: Figure, path: Path) -> Figure:
@@ -259,8 +297,8 @@ def class_and_split(counts: pd.DataFrame, discarded: int = 0) -> Figure:
     counts: rows parts ("train", ...), columns classes.
     """
     figure, (bar, pie) = plt.subplots(1, 2, figsize=(10, 3.8))
-    shown = counts.rename(columns=drawable)
-    shown.T.plot.bar(stacked=True, color=PARTS, width=0.6, rot=0, ylabel="tiles", ax=bar)
+    shown, inks = counts.rename(columns=drawable), [PARTS.get(p, CONTROLS[0]) for p in counts.index]
+    shown.T.plot.bar(stacked=True, color=inks, width=0.6, rot=0, ylabel="tiles", ax=bar)
     for bars in bar.containers:
         numbers = [f"{n:,.0f}" if n else "" for n in bars.datavalues]
         bar.bar_label(bars, labels=numbers, label_type="center", color="white", fontsize=10)
@@ -269,7 +307,7 @@ def class_and_split(counts: pd.DataFrame, discarded: int = 0) -> Figure:
     parts = counts.sum(axis=1)
     names = [f"{part}\n{n:,} ({n / parts.sum():.0%})" for part, n in parts.items()]
     ring = {"width": 0.5, "edgecolor": "white"}
-    pie.pie(parts, labels=names, colors=PARTS, startangle=90, counterclock=False, wedgeprops=ring)
+    pie.pie(parts, labels=names, colors=inks, startangle=90, counterclock=False, wedgeprops=ring)
     pie.set_title("Tiles per part" + (f" ({discarded:,} discarded)" if discarded else ""))
     return figure
 
@@ -377,8 +415,8 @@ def loss_curve(
     """Draw contrastive losses between their two landmarks, and the kNN accuracy beside them."""
     titles = "Loss", "kNN (labels only to watch)"
     figure, (left, right) = over_epochs(titles, ("NT-Xent", "balanced accuracy"))
-    for (name, log), colour in zip(logs.items(), ARMS, strict=False):
-        look = {"color": colour, "label": f"{name} views"}
+    for name, colour in colours(list(logs)).items():
+        log, look = logs[name], {"color": colour, "label": f"{name} views"}
         left.plot(log["epoch"], log["loss"], "o-", markersize=4, **look)
         watched = log.reindex(columns=["epoch", "knn"]).dropna()
         right.plot(watched["epoch"], watched["knn"], "o-", **look)
@@ -396,12 +434,16 @@ def learning_curves(logs: dict[str, pd.DataFrame], majority: float) -> Figure:
     """Draw training and validation loss and validation accuracy of several runs."""
     titles = "Loss: dotted train, solid validation", "Validation accuracy, ● chosen epoch"
     figure, (left, right) = over_epochs(titles, ("cross-entropy", "balanced accuracy"))
-    for (name, log), colour in zip(logs.items(), ARMS, strict=False):
-        left.plot(log["epoch"], log["loss"], ":", color=colour)
+    inks = colours(list(logs))
+    for name, log in logs.items():
+        colour = inks[name]
+        marks = [n for n in logs if inks[n] == colour]  # of one arm, a width a rate
+        look = {"color": colour, "linewidth": 1 + 1.4 * marks.index(name)}
+        left.plot(log["epoch"], log["loss"], ":", **look)
         if "val_loss" in log:
             chosen = log[log["chosen"]]
             for ax, column in ((left, "val_loss"), (right, "val_balanced_accuracy")):
-                ax.plot(log["epoch"], log[column], color=colour, label=name)
+                ax.plot(log["epoch"], log[column], label=name, **look)
                 ax.plot(chosen["epoch"], chosen[column], "o", color=colour, markersize=9)
             left.legend(frameon=False, fontsize=9)
     right.axhline(majority, **CHANCE)
@@ -432,10 +474,10 @@ def roc_and_precision_recall(labels: Array, scores: Arrays, groups: Array | None
     curves = metrics.RocCurveDisplay, metrics.PrecisionRecallDisplay
     bands, grid = curve_bands(labels, next(iter(scores.values())), groups), np.linspace(0, 1, 101)
     for ax, curve, (low, high) in zip(axes, curves, bands, strict=True):
-        ax.set_prop_cycle(color=ARMS)
-        for name, score in scores.items():
-            curve.from_predictions(labels, score, name=drawable(name), ax=ax)
-        ax.fill_between(grid, low, high, color=ARMS[0], alpha=0.18, linewidth=0)
+        for name, colour in colours(list(scores)).items():
+            look = {"name": drawable(name), "curve_kwargs": {"color": colour}}
+            curve.from_predictions(labels, scores[name], ax=ax, **look)
+        ax.fill_between(grid, low, high, color=ax.lines[0].get_color(), alpha=0.18, linewidth=0)
         ax.legend(frameon=False, fontsize=9, loc="lower center")
     axes[0].plot([0, 1], [0, 1], **CHANCE)
     axes[1].axhline(labels.mean(), **CHANCE)
@@ -466,7 +508,7 @@ def calibration(labels: Array, score: Array, bins: int = 8) -> Figure:
     CalibrationDisplay.from_predictions(labels, score, n_bins=bins, ax=top, color=VALUE)
     top.get_legend().remove()
     top.set(xlabel="", ylabel="observed share", title="Calibration")
-    below.hist(score, bins=np.linspace(0, 1, bins + 1), color=CONTROL, edgecolor="white")
+    below.hist(score, bins=np.linspace(0, 1, bins + 1), color=CONTROLS[2], edgecolor="white")
     below.set(xlabel="predicted probability", ylabel="tiles")
     return figure
 
@@ -502,7 +544,9 @@ def draw_intervals(
 ) -> None:
     """Draw rows as points with intervals; numbers: a format of value, low and high beside them."""
     for y, (name, value, low, high) in enumerate(rows):
-        colour, shape = (CONTROL, "s") if name in controls else (VALUE, "o")
+        known = colours([name])[name]
+        plain, shape = (CONTROLS[0], "s") if name in controls else (VALUE, "o")
+        colour = plain if known in SPARE else known
         ax.plot([low, high], [y, y], color=colour, linewidth=2.5, solid_capstyle="round")
         ax.plot(value, y, shape, color=colour, markersize=6.5)
         place = {"xy": (1.01, y), "xycoords": ("axes fraction", "data"), "va": "center"}
@@ -540,11 +584,11 @@ def curve_panels(
     of the same curves share a legend.
     """
     rows, end = -(-len(panels) // 2), len(x) - apart
-    greys = [("0.25", ":"), ("0.5", "--"), ("0.7", "-.")]
+    greys = list(zip(CONTROLS, (":", "--", "-."), strict=True))
     figure, axes = plt.subplots(rows, 2, figsize=(11.6, 3.3 * rows), squeeze=False, sharey="row")
     for ax, (title, curves) in zip(axes.flat, panels.items(), strict=False):
-        looks = iter([(colour, "-") for colour in ARMS])
-        looks = {n: greys[controls.index(n)] if n in controls else next(looks) for n in curves}
+        inks = colours([name for name in curves if name not in controls])
+        looks = {n: greys[controls.index(n)] if n in controls else (inks[n], "-") for n in curves}
         for name, (value, low, high) in curves.items():
             colour, line = looks[name]
             ax.plot(x[:end], value[:end], line, color=colour, marker="o", markersize=4, label=name)

@@ -1,12 +1,15 @@
 """Every plot draws: with any number of classes, with names in any script, and to scale."""
 
 import warnings
+from itertools import combinations
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
 from matplotlib import font_manager
+from matplotlib.colors import to_rgb
+from skimage.color import deltaE_ciede2000, rgb2lab
 
 from crc_helpers import figures
 
@@ -55,6 +58,61 @@ def every_plot(a: str, b: str) -> dict:
         "luck": lambda: figures.split_luck(LUCK),
         "curves": lambda: figures.curve_panels({a: {"x": CURVE}}, ["1", "2", "pair"], "x", "y"),
     }
+
+
+# Machado et al. 2009, doi:10.1109/TVCG.2009.113, severity 1: without red cones, without green ones.
+NO_RED = [[0.152, 1.053, -0.205], [0.115, 0.786, 0.099], [-0.004, -0.048, 1.052]]
+NO_GREEN = [[0.367, 0.861, -0.228], [0.280, 0.673, 0.047], [-0.012, 0.043, 0.969]]
+
+
+def seen(colours: list[str], cones: list) -> np.ndarray:
+    """CIELAB coordinates (N, 3) of colours as an eye with these cones has them."""
+    rgb = np.array([to_rgb(colour) for colour in colours])
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4) @ np.transpose(
+        cones
+    )
+    linear = linear.clip(0, 1)
+    return rgb2lab(
+        np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
+    )
+
+
+def closest(one: np.ndarray, other: np.ndarray) -> float:
+    """The least CIEDE2000 difference between two lists of colours, a colour and itself left out."""
+    apart = deltaE_ciede2000(one[:, None], other[None])
+    return float(apart[apart > 0].min()) if one is other else float(apart.min())
+
+
+def test_no_two_meanings_share_a_colour_and_each_is_read_without_red_or_green():
+    """Ten is a difference that is seen at a glance; of those with red and green gone, seven."""
+    f = figures
+    named = (list(dict.fromkeys(d.values())) for d in (f.ARMS, f.RECIPES, f.METHODS, f.PARTS))
+    marks = [f.VALUE, f.CHOSEN, f.REGION, f.BOX]
+    meanings = [f.CLASSES, f.SLIDES, f.SPARE, f.CONTROLS, marks, *named]
+    for a, b in combinations(meanings, 2):
+        assert closest(seen(a, np.eye(3)), seen(b, np.eye(3))) > 10, (a, b)
+    for colours in (*meanings, [*f.CLASSES[:2], *list(f.ARMS.values())[::9]]):
+        for cones in (np.eye(3), NO_RED, NO_GREEN):
+            lab = seen(colours, cones)
+            assert closest(lab, lab) > 7, colours
+
+
+def test_an_arm_has_its_colour_in_any_company_and_other_names_have_others():
+    names = [
+        "pre-trained, 0.001",
+        "unheard of",
+        "random_encoder",
+        "from scratch, longer",
+        "another",
+    ]
+    found = figures.colours(names)
+    assert found[names[0]] == figures.ARMS["pre-trained"] == figures.colours(names[::-1])[names[0]]
+    assert found["random_encoder"] == figures.ARMS["random encoder"]
+    assert found["from scratch, longer"] == figures.ARMS["from scratch"]
+    assert len(set(found.values())) == 5 and {found["unheard of"], found["another"]} < {
+        *figures.SPARE
+    }
+    assert len(set(figures.colours([f"unheard of {k}" for k in range(12)]).values())) == 12
 
 
 @pytest.fixture(autouse=True)
