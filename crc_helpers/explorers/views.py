@@ -20,7 +20,8 @@ from crc_helpers.explorers.base import (
     slider,
     tile_options,
 )
-from crc_helpers.figures import BOX, SPARE, show_tile
+from crc_helpers.figures import show_tile
+from crc_helpers.style import BOX, SPARE
 
 # Name of a slider: field of Views, lowest and highest value.
 STRENGTHS = {
