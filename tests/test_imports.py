@@ -14,7 +14,7 @@ LESSONS = (  # a room imports those before it
     *("data", "augmentation", "pretraining", "fine_tuning", "evaluation"),
     *("layers", "grad_cam", "claims", "explanations", "shortcuts", "slides"),
 )
-SHARED = {"models", "runs", "figures"}
+SHARED = {"models", "runs", "figures", "estimates", "style"}
 SCRIPTS = {"studies", "tools"}  # folders of scripts beside the package
 
 

@@ -9,7 +9,8 @@ from matplotlib.figure import Figure
 
 from crc_helpers.data import Tiles
 from crc_helpers.explorers.base import Explorer, choice, fixed_axes, label, shortened, slider
-from crc_helpers.figures import CLASSES, SLIDES, drawable, show_tile
+from crc_helpers.figures import show_tile
+from crc_helpers.style import CLASSES, SLIDES, drawable
 
 
 def nearest(features: np.ndarray, i: int, k: int = 5) -> np.ndarray:

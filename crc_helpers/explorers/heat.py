@@ -12,7 +12,7 @@ from torch import nn
 from crc_helpers.augmentation import shrink
 from crc_helpers.explanations import hires_cam, layer_cam
 from crc_helpers.explorers.base import THIRDS, choice, fixed_axes, shortened
-from crc_helpers.figures import drawable, overlay, show_tile
+from crc_helpers.figures import overlay, show_tile
 from crc_helpers.grad_cam import (
     boxes,
     enlarge,
@@ -23,6 +23,7 @@ from crc_helpers.grad_cam import (
     overlap,
 )
 from crc_helpers.models import Classifier, evaluating
+from crc_helpers.style import drawable
 
 CAMS = {
     "Grad-CAM": lambda *given: grad_cam(*given).maps,

@@ -8,8 +8,8 @@ from matplotlib.collections import PatchCollection
 from matplotlib.figure import Figure
 
 from crc_helpers.explorers.base import Explorer, fixed_axes, slider
-from crc_helpers.figures import CHANCE, VALUE
 from crc_helpers.pretraining import chance_loss, floor_loss
+from crc_helpers.style import CHANCE, VALUE
 
 
 def temperature_figure(

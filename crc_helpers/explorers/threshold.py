@@ -7,18 +7,11 @@ from matplotlib.figure import Figure
 from sklearn.metrics import confusion_matrix, precision_recall_curve, roc_curve
 
 from crc_helpers.data import Tiles
+from crc_helpers.estimates import Rows, draw_intervals
 from crc_helpers.evaluation import precision_at_prevalence, wilson_interval
 from crc_helpers.explorers.base import Explorer, choice, fixed_axes, shortened, slider
-from crc_helpers.figures import (
-    CHANCE,
-    CHOSEN,
-    VALUE,
-    Rows,
-    confusion,
-    draw_intervals,
-    drawable,
-    show_tile,
-)
+from crc_helpers.figures import confusion, show_tile
+from crc_helpers.style import CHANCE, CHOSEN, VALUE, drawable
 
 
 def threshold_figure(

@@ -8,7 +8,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from crc_helpers.explorers.base import Explorer, fixed_axes, number, slider
-from crc_helpers.figures import CLASSES, show_tile
+from crc_helpers.figures import show_tile
+from crc_helpers.style import CLASSES
 from crc_helpers.tissue.cohort import reader_votes
 from crc_helpers.tissue.parameters import (
     CLASS_NAMES,

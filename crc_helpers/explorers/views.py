@@ -20,7 +20,8 @@ from crc_helpers.explorers.base import (
     slider,
     tile_options,
 )
-from crc_helpers.figures import ARMS, BOX, show_tile
+from crc_helpers.figures import show_tile
+from crc_helpers.style import BOX, SPARE
 
 # Name of a slider: field of Views, lowest and highest value.
 STRENGTHS = {
@@ -55,7 +56,7 @@ def views_figure(
     show_tile(axes[0], image, title, mask)
     if kept is not None:
         axes[0].imshow(lost, cmap=ListedColormap([BOX]), alpha=0.6)
-    for i, (view, colour) in enumerate(zip(pair, ARMS, strict=False)):
+    for i, (view, colour) in enumerate(zip(pair, SPARE, strict=False)):
         at = (corners @ drawn.warp[i].numpy().T + 1) / 2 * image.shape[-1]
         axes[0].plot(*at.T, color=colour, linewidth=2.5, clip_on=True)
         text = "" if kept is None else f": {kept[i]:.0%} of\nthe pixels that decide"
