@@ -141,7 +141,8 @@ def main() -> None:
         done, fabric = known.setdefault(str(seed), {}), runs.make_fabric(seed)
 
         def load(seed=seed, **how):
-            return data.load_tiles("synthetic", n=recipe["N_TILES"], seed=seed, **how)
+            confounders = data.Confounders(**how)
+            return data.load_tiles(n=recipe["N_TILES"], seed=seed, confounders=confounders)
 
         shares = {"test": recipe["TEST"], "validation": recipe["VALIDATION"]}
         for name in arguments.parts:

@@ -1,5 +1,7 @@
 """`python -m crc_helpers` is `crc-course`."""
 
+import sys
+
 from crc_helpers.course.cli import main
 
-raise SystemExit(main())
+sys.exit(main())

@@ -1,6 +1,5 @@
-"""Tiles, their division for an honest test, and what a run remembers of both (lesson 01)."""
+"""Tiles, their split into train, val and test, and the record of both in a run (lesson 01)."""
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,10 +8,18 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from crc_helpers.runs import RunError, as_text, read_json, save_json, save_table, start_file
+from crc_helpers.runs import (
+    RunError,
+    as_text,
+    file_hash,
+    read_json,
+    save_json,
+    save_table,
+    start_file,
+)
 from crc_helpers.sources.base import METADATA, About, DataError, and_more, choose_classes
-from crc_helpers.sources.drawn import drawn_tiles
-from crc_helpers.sources.files import SOURCES, decoded
+from crc_helpers.sources.drawn import NO_CONFOUNDERS, Confounders, draw_tiles
+from crc_helpers.sources.files import SOURCES, decode_source
 from crc_helpers.sources.store import HASHES, TileStore
 
 SCHEMES = ("auto", "paper", "random")
@@ -20,9 +27,9 @@ SCHEMES = ("auto", "paper", "random")
 
 @dataclass(frozen=True, eq=False)
 class Tiles:
-    """Image tiles with whatever is known of each; N tiles of H × W pixels, all of one size."""
+    """N image tiles of H × W pixels, with their labels and what else a data set gives."""
 
-    images: TileStore  # uint8 (N, 3, H, W), on disk; indexing reads
+    images: TileStore  # uint8 (N, 3, H, W), on disk; indexing returns an array
     labels: np.ndarray  # int64 (N,), index into class_names; -1: no label in this task
     class_names: tuple[str, ...]
     ids: np.ndarray  # str (N,), file name or synthetic id
@@ -60,63 +67,61 @@ def load_tiles(
     n: int = 2000,
     seed: int = 0,
     size: int = 224,
-    mpp: float | None = None,
-    shortcut: str | None = None,
-    strength: float = 0.9,
-    scanner: str | None = None,
+    confounders: Confounders = NO_CONFOUNDERS,
     cache: str | Path | None = None,
 ) -> Tiles:
     """Load `synthetic`, `mhist`, `ebhi` or `folder`, decoding or drawing only the first time.
 
-    `root`: the data set's folder. `classes`: the task, two or more names in the order of their
+    root: the data set's folder. classes: the task, two or more names in the order of their
     labels, or "all"; tiles of other classes stay, with label -1, for label-free pre-training.
-    `size`: side in pixels. `mpp`: microns per pixel, where you know better (MHIST's is disputed).
-    Synthetic only: `n`, `seed`, how many tiles, which ones; `shortcut`, `strength`, `scanner`, see
-    `tissue.cohort.make_cohort`; `mpp` is what they are drawn at, by default 448 µm a tile.
+    size: side in pixels. Synthetic only: n, seed, how many tiles, which ones; confounders.
     Synthetic tiles are of HP and SSA unless `classes` names others of `tissue.parameters.KINDS`:
     they are then drawn too, and there are no votes, because readers vote on HP and SSA only.
-    Raises DataError, one line, for anything that is wrong with the data.
+    Raises DataError for data that cannot be used.
     """
+    if name not in ("synthetic", *SOURCES) or (name == "synthetic" and root is not None):
+        raise DataError(
+            f"data {name!r}, folder {root}: expected one of {', '.join(['synthetic', *SOURCES])};"
+            " synthetic tiles are drawn, and come from no folder"
+        )
     if name == "synthetic":
-        if root is not None:
-            raise DataError(
-                f"{root}: synthetic tiles are drawn and come from no folder; say which data it is"
-                " (--data folder, or mhist for what `data prepare synthetic` wrote)"
-            )
-        plan = {"n": n, "seed": seed, "shortcut": shortcut, "strength": strength}
-        plan |= {"scanner": scanner}
-        folder, about = drawn_tiles(plan, classes, size, mpp or 448 / size, cache)
-    elif name in SOURCES:
-        if classes and (known := SOURCES[name].about.class_names):
-            choose_classes(classes, known)  # said before minutes of decoding
-        folder, about = decoded(name, root, size, cache)
+        folder, about = draw_tiles(n, seed, confounders, classes, size, cache)
     else:
-        choices = ", ".join(["synthetic", *SOURCES])
-        raise DataError(f"data {name!r}: unknown, expected one of {choices}")
-    tiles = _open(folder, name, about, classes)
-    return replace(tiles, mpp=mpp or (tiles.mpp and tiles.mpp * 224 / size))
+        if classes and (names := SOURCES[name].about.class_names):
+            choose_classes(classes, names)  # before minutes of decoding
+        folder, about = decode_source(name, root, size, cache)
+    return _open(folder, name, about, classes, size)
 
 
-def _open(folder: Path, name: str, about: About, classes: Sequence[str] | str | None) -> Tiles:
+def _open(
+    folder: Path, name: str, about: About, classes: Sequence[str] | str | None, size: int
+) -> Tiles:
     try:
         images = TileStore(folder, "images")
         masks = TileStore(folder, "masks") if list(folder.glob("masks-*.npy")) else None
         table = pd.read_csv(folder / "table.csv", dtype=str, keep_default_na=False)
-        if not len(table) == len(images) == len(images if masks is None else masks):
-            raise ValueError(f"{len(images):,} tiles, {len(table):,} in the table")
+        table = table.set_axis(images.rows)  # fails unless there is a row a tile
         notes = (folder / "notes.txt").read_text(encoding="utf-8").splitlines()
-        digest = hashlib.sha256((folder / HASHES).read_bytes()).hexdigest()
+        digest = file_hash(folder / HASHES)
     except (OSError, ValueError) as error:
         raise DataError(f"{folder}: a damaged cache ({error}); delete this folder") from error
-    known = about.class_names or tuple(sorted(table["class"].unique()))
-    chosen = choose_classes(classes or about.default_classes or known, known)
-    lookup = {name: label for label, name in enumerate(chosen)}
-    labels = table["class"].map(lookup).fillna(-1).to_numpy(np.int64)
-    _require_classes(labels, chosen, name)
+    names = about.class_names or tuple(sorted(table["class"].unique()))
+    chosen = choose_classes(classes or about.default_classes or names, names)
+    sizes = table["class"].value_counts()
+    absent = [c for c in chosen if c not in sizes]
+    if absent or len(set(chosen)) < max(2, len(chosen)):
+        raise DataError(
+            f"{name}: classes {list(chosen)}, one class only, or no tile of class"
+            f" {(absent or chosen)[0]!r}; add tiles of it, or choose two or more others"
+        )
+    labels = table["class"].map({c: label for label, c in enumerate(chosen)})
+    metadata = table[[c for c in METADATA if c in table]].copy()
+    if METADATA[1] in metadata:  # an empty size is not known
+        metadata[METADATA[1]] = pd.to_numeric(metadata[METADATA[1]], errors="coerce")
     columns = {c: table[c].to_numpy().astype(str) for c in ("group", "partition") if c in table}
     return Tiles(
         images=images,
-        labels=labels,
+        labels=labels.fillna(-1).to_numpy(np.int64),
         class_names=chosen,
         ids=table["id"].to_numpy().astype(str),
         groups=columns.get("group"),
@@ -124,35 +129,19 @@ def _open(folder: Path, name: str, about: About, classes: Sequence[str] | str | 
         votes=table["votes"].to_numpy(np.int64) if "votes" in table else None,
         masks=masks,
         mask_name=None if masks is None else about.mask_name,
-        mpp=about.mpp,
+        mpp=about.mpp and about.mpp * 224 / size,
         name=name,
         source=about.origin,
         licence=about.licence,
         notes=tuple(notes),
-        metadata=_metadata(table),
+        metadata=metadata if len(metadata.columns) else None,
         digest=digest,
     )
 
 
-def _metadata(table: pd.DataFrame) -> pd.DataFrame | None:
-    known = table[[c for c in METADATA if c in table]].copy()
-    for name in known.columns.intersection(["Polyp Size (mm)"]):
-        known[name] = pd.to_numeric(known[name], errors="coerce")  # empty: not known
-    return known if len(known.columns) else None
-
-
-def _require_classes(labels: np.ndarray, chosen: tuple[str, ...], name: str) -> None:
-    for label, class_name in enumerate(chosen):
-        if not (labels == label).any():
-            raise DataError(
-                f"{name}: one class only, no tile of class {class_name!r}; "
-                "add tiles of it or choose other classes"
-            )
-
-
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Who trains, who chooses, who tests: int64 indices into the tiles, sorted."""
+    """The parts of a data set: int64 indices into its tiles, sorted."""
 
     train: np.ndarray
     val: np.ndarray
@@ -184,20 +173,20 @@ def split(
     test: float = 0.25,
     validation: float = 0.15,
     seed: int = 0,
-    batch_size: int = 1,
 ) -> Split:
     """Divide the labelled tiles into train, val and test, the same for the same seed.
 
     "auto": the official partition where there is one, else whole groups (over all classes at once)
-    where they are known, else stratified random. "paper": the majority class cut to the size of
+    where they are given, else stratified random. "paper": the majority class cut to the size of
     the other, then 90:10 at random (`test` is not used). "random": stratified random, groups
     ignored. `test` is a fraction of the tiles, `validation` a fraction of what test leaves; 0 gives
-    an empty val. Raises DataError where a part lacks a class or train is smaller than a batch.
+    an empty val. Raises DataError where a part lacks a class.
     """
-    if scheme not in SCHEMES:
-        raise ValueError(f"scheme {scheme!r}: unknown, expected one of {', '.join(SCHEMES)}")
-    if not (0 < test < 1 and 0 <= validation < 1):
-        raise ValueError(f"test {test}, validation {validation}: expected fractions below 1")
+    if scheme not in SCHEMES or not (0 < test < 1 and 0 <= validation < 1):
+        raise ValueError(
+            f"scheme {scheme!r}, test {test}, validation {validation}: expected one of"
+            f" {', '.join(SCHEMES)}, and fractions below 1"
+        )
     rng = np.random.default_rng(seed)
     everything, nothing = np.arange(len(tiles)), np.empty(0, np.int64)
     groups = tiles.groups if scheme == "auto" else None
@@ -221,14 +210,14 @@ def split(
         used,
         discarded,
     )
-    _require_parts(tiles, result, validation, batch_size)
+    _require_parts(tiles, result, validation)
     return result
 
 
 def balance(labels: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Discard random tiles of the larger classes until all are as small as the smallest.
 
-    labels (N,), those below 0 are kept; returns positions kept and positions discarded, sorted.
+    labels: (N,), those below 0 are kept. Returns indices kept and indices discarded, sorted.
     """
     classes = [np.flatnonzero(labels == label) for label in range(labels.max() + 1)]
     fewest = min(map(len, classes), default=0)
@@ -267,10 +256,10 @@ def take(
 def _whole_groups(
     groups: np.ndarray, labels: np.ndarray, fraction: float, rng: np.random.Generator, leave: int
 ) -> np.ndarray:
-    """Of 200 random choices of whole groups, the one that comes nearest the fraction, each class.
+    """Return the best of 200 random choices of whole groups, booleans (N,).
 
-    Returns booleans (N,). Counts have one column a class, unlabelled tiles being a class too.
-    Choices that have no group of a class, or leave fewer than `leave`, come after all others.
+    The best comes nearest the fraction of each class, unlabelled tiles being a class too. Choices
+    without a group of some class, or that leave fewer than `leave` of it, come after all others.
     """
     names, group = np.unique(groups, return_inverse=True)
     classes, label = np.unique(labels, return_inverse=True)
@@ -289,10 +278,10 @@ def _whole_groups(
     return np.isin(group, chosen)
 
 
-def _require_parts(tiles: Tiles, parts: Split, validation: float, batch_size: int) -> None:
+def _require_parts(tiles: Tiles, parts: Split, validation: float) -> None:
     for part in ("train", "val", "test") if validation else ("train", "test"):
-        here = np.unique(tiles.labels[getattr(parts, part)])
-        missing = [c for i, c in enumerate(tiles.class_names) if i not in here]
+        labels = tiles.labels[getattr(parts, part)]
+        missing = [c for i, c in enumerate(tiles.class_names) if i not in labels]
         if missing:
             own = tiles.labels == tiles.class_names.index(missing[0])
             n, groups = int(own.sum()), len(np.unique(tiles.groups[own])) if parts.grouped else 0
@@ -304,22 +293,17 @@ def _require_parts(tiles: Tiles, parts: Split, validation: float, batch_size: in
                 " some, or change the shares TEST and VALIDATION"
             )
     if parts.grouped:
-        seen = np.concatenate([parts.pretraining, parts.val])
-        shared = np.intersect1d(tiles.groups[seen], tiles.groups[parts.test])
+        others = np.concatenate([parts.pretraining, parts.val])
+        shared = np.intersect1d(tiles.groups[others], tiles.groups[parts.test])
         if len(shared):
             raise DataError(
                 f"{tiles.name}: group {str(shared[0])!r} is in train and in test"
                 f"{and_more(len(shared))}; keep all tiles of a group in one partition"
             )
-    if len(parts.train) < batch_size:
-        raise DataError(
-            f"{tiles.name}: {len(parts.train):,} training tiles are fewer than a batch "
-            f"of {batch_size}; add tiles or choose a smaller batch"
-        )
 
 
 def remember(run: Path, tiles: Tiles, parts: Split, **settings: Any) -> None:
-    """Write what lesson 01 decided: `split.csv` (a row a tile) and `data.json` for `recall`.
+    """Write the data and split of lesson 01: `split.csv` (a row a tile), `data.json` for `recall`.
 
     settings: root, classes, n, scheme, test, validation, seed, as given to `load_tiles`, `split`.
     """
@@ -330,9 +314,9 @@ def remember(run: Path, tiles: Tiles, parts: Split, **settings: Any) -> None:
 
 
 def recall(run: str | Path, start_from: str) -> tuple[Tiles, Split]:
-    """Load the tiles and the split that lesson 01 decided on, in this run or as shipped.
+    """Load the tiles and the split of lesson 01, of this run or as shipped.
 
-    Raises RunError where lesson 01 has left nothing, or the data is no longer what it saw.
+    Raises RunError where lesson 01 has not run, or the data has changed since.
     """
     file = start_file("data.json", run, start_from)
     if not file.is_file():
@@ -341,18 +325,15 @@ def recall(run: str | Path, start_from: str) -> tuple[Tiles, Split]:
             " 'shipped'"
         )
     s = read_json(file)
-    try:
-        tiles = load_tiles(s["name"], s["root"], classes=s["classes"], n=s["n"], seed=s["seed"])
-        shares = {"test": s["test"], "validation": s["validation"]}
-        parts = split(tiles, s["scheme"], seed=s["seed"], **shares)
-    except (KeyError, TypeError) as error:
-        raise RunError(f"{file} is damaged ({error!r}): run lesson 01 again") from None
+    tiles = load_tiles(s["name"], s["root"], classes=s["classes"], n=s["n"], seed=s["seed"])
+    shares = {"test": s["test"], "validation": s["validation"]}
+    parts = split(tiles, s["scheme"], seed=s["seed"], **shares)
     same = s.get("digest") in (None, tiles.digest)  # None: shipped, drawn on another machine
-    recorded = file.with_name("split.csv")
-    if recorded.is_file():
-        before = pd.read_csv(recorded, keep_default_na=False, dtype=str)
+    table = file.with_name("split.csv")
+    if table.is_file():
+        before = pd.read_csv(table, keep_default_na=False, dtype=str)
         now = as_text(parts.to_frame(tiles).astype(str))
         same = same and before.reindex(columns=now.columns).equals(now)
     if not same:
-        raise RunError(f"{recorded} does not fit the data any more: run lesson 01 again")
+        raise RunError(f"{table} does not fit the data any more: run lesson 01 again")
     return tiles, parts

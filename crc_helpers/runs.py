@@ -9,7 +9,7 @@ import json
 import logging
 import os
 import platform
-import tempfile
+import sys
 import time
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
@@ -25,10 +25,8 @@ from lightning.fabric.plugins.environments import LightningEnvironment
 
 ROOT = Path(__file__).resolve().parent.parent  # the checkout; the package is installed editable
 SHIPPED = ROOT / "weights"
-FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what a spreadsheet takes for the start of one
-MOST_TILES = 200_000  # drawn at once: 40 GB at 224 px
-SEEDS = (0, 2**32 - 1)  # what every generator takes
-SAVE_EVERY = 30.0  # seconds between two states of a training on disk
+FORMULA = ("=", "+", "-", "@", "\t", "\r")  # text that begins so is a formula to a spreadsheet
+SAVE_EVERY = 30.0  # seconds between two checkpoints of a training
 
 
 def printable(message: str) -> str:
@@ -39,11 +37,15 @@ def printable(message: str) -> str:
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
 
 
-class RunError(RuntimeError):
-    """A run folder lacks what a lesson needs; the message names the file and what to do."""
+class UserError(Exception):
+    """An error that the user can mend: one line names the file or value and what to do."""
 
     def __init__(self, message: str) -> None:
         super().__init__(printable(message))
+
+
+class RunError(UserError, RuntimeError):
+    """A file or folder of a run is missing, damaged, in use or cannot be written."""
 
 
 def has_fast_bf16() -> bool:
@@ -58,13 +60,12 @@ def has_fast_bf16() -> bool:
 
 
 def make_fabric(seed: int, devices: int = 1, nodes: int = 1) -> Fabric:
-    """Seed every generator and return Lightning Fabric on the fastest device there is.
+    """Seed all random numbers and return Lightning Fabric on a GPU, or on the CPU without one.
 
-    devices: how many on each of `nodes` machines; more than one need `launch()`, see
-    `crc-course pretrain`.
+    devices: how many on each of `nodes` machines; more than one need `launch()`.
     """
     seed_everything(seed, verbose=False)
-    # It repeats what `device_name` says, in red on every page.
+    # Its message about the device would stand in red on every page.
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
     several = devices * nodes > 1
     return Fabric(
@@ -80,7 +81,7 @@ def make_fabric(seed: int, devices: int = 1, nodes: int = 1) -> Fabric:
 
 
 def as_list(value: Any) -> list[Any]:
-    """Return a list as it is and any other value in one: `papermill -p VIEWS tissue` is a word."""
+    """Return a list as it is, and another value as a list of one: `papermill -p VIEWS tissue`."""
     return list(value) if isinstance(value, list | tuple) else [value]
 
 
@@ -88,7 +89,7 @@ def as_list(value: Any) -> list[Any]:
 
 
 def run_folder(name: str | Path) -> Path:
-    """Return the folder of a run, made if missing; relative names count from the checkout."""
+    """Return the folder of a run, made if missing; a relative name is one in the checkout."""
     path = ROOT / Path(name).expanduser()
     with writing(path):
         path.mkdir(parents=True, exist_ok=True)
@@ -97,26 +98,27 @@ def run_folder(name: str | Path) -> Path:
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turn what the system says of a full disk or a read-only folder into one RunError."""
+    """Raise RunError where the block cannot write: a full disk, a read-only folder."""
     try:
         yield
     except OSError as error:
         raise RunError(
             f"{path} cannot be written ({error.strerror or error}): make room, or choose a folder"
-            " that you may write to (RUN, --out); what was done before is kept, run again to go on"
+            " that you may write to (RUN, --out, CRC_HELPERS_CACHE); what was done before is kept,"
+            " run again to go on"
         ) from error
 
 
 @contextlib.contextmanager
 def locked(path: Path, patience: float = 0) -> Iterator[None]:
-    """Hold the lock of a file, or of a folder's lessons, that one process at a time may write.
+    """Hold the lock of a path for the block, so that one process at a time writes there.
 
-    The system takes it from a process that dies. patience: seconds to wait for it.
-    Raises RunError where another process holds it.
+    A process that dies loses its lock. patience: seconds to wait for another process.
+    Raises RunError where that one still holds it.
     """
-    lock = FileLock(path.with_name(f".{path.name}.lock"))
     with writing(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path.with_name(f".{path.name}.lock"))
         try:
             lock.acquire(timeout=patience)
         except Timeout:
@@ -132,34 +134,25 @@ def locked(path: Path, patience: float = 0) -> Iterator[None]:
 
 @contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path` that takes its place only if the block succeeds.
+    """Yield a temporary path beside `path`, which replaces `path` only if the block succeeds.
 
-    Raises RunError where the disk is full or the folder read-only; the old file is kept.
+    Raises RunError where that cannot be written; the old file is kept.
     """
+    begin, end = f".{path.stem}-", path.suffix
+    temporary = path.with_name(f"{begin}{os.getpid():08}{end}")
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        _sweep(path)
-        handle, name = tempfile.mkstemp(
-            prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent
-        )
-        os.close(handle)
-        temporary = Path(name)
+        # What killed processes have left: after an hour nobody writes to it any more.
+        for left in path.parent.glob(f"{glob.escape(begin)}????????{glob.escape(end)}"):
+            if left.stat().st_mtime < time.time() - 3600:
+                left.unlink(missing_ok=True)
         try:
             yield temporary
             with temporary.open("rb+") as written:
                 os.fsync(written.fileno())  # or a power cut may leave the new name on no content
-            os.chmod(temporary, 0o644)  # mkstemp makes files private; results are for reading
-            os.replace(temporary, path)
+            temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
-
-
-def _sweep(path: Path) -> None:
-    """Remove what killed processes have left of `path`; an hour old, it is no one's any more."""
-    for left in path.parent.glob(f".{glob.escape(path.stem)}-????????{glob.escape(path.suffix)}"):
-        with contextlib.suppress(OSError):
-            if left.stat().st_mtime < time.time() - 3600:
-                left.unlink()
 
 
 def save_json(path: Path, content: dict[str, Any]) -> None:
@@ -170,27 +163,21 @@ def save_json(path: Path, content: dict[str, Any]) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Return the dictionary in a JSON file of a run.
-
-    Raises RunError where it is damaged.
-    """
+    """Return the content of a JSON file of a run; raises RunError where it is damaged."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if isinstance(content, dict):
-            return content
-        raise ValueError("no object")
-    except (OSError, ValueError, RecursionError) as error:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
         raise RunError(f"{path} is damaged ({error}): delete it and run its lesson again") from None
 
 
 def save_table(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Write rows as CSV, atomically; text that a spreadsheet would run has a ' before it."""
+    """Write rows as CSV, atomically, a ' before text that a spreadsheet takes for a formula."""
     with atomic_path(path) as temporary:
         as_text(pd.DataFrame(rows)).to_csv(temporary, index=False)
 
 
 def as_text(table: pd.DataFrame) -> pd.DataFrame:
-    """Return a table whose text no spreadsheet takes for a formula (OWASP, CSV injection)."""
+    """Return a table with a ' before text that a spreadsheet would run (OWASP, CSV injection)."""
     return table.map(lambda v: f"'{v}" if isinstance(v, str) and v.startswith(FORMULA) else v)
 
 
@@ -201,10 +188,7 @@ def file_hash(path: Path) -> str:
 
 
 def start_file(name: str, run: str | Path, start_from: str) -> Path:
-    """Return where a lesson finds what an earlier one made: shipped with the course, or the run.
-
-    Raises ValueError for another word than "shipped" or "run".
-    """
+    """Return the path of a file of an earlier lesson: shipped with the course, or of this run."""
     if start_from not in ("shipped", "run"):
         raise ValueError(f"START_FROM is {start_from!r}: give 'shipped' or 'run'")
     return (SHIPPED if start_from == "shipped" else run_folder(run)) / name
@@ -215,13 +199,13 @@ def start_file(name: str, run: str | Path, start_from: str) -> Path:
 
 @functools.cache
 def training_code() -> str:
-    """Return the SHA-256 of each module that decides what training does."""
+    """Return the SHA-256 of the modules that training runs through."""
     names = ("augmentation", "fine_tuning", "models", "pretraining")
     return " ".join(file_hash(Path(__file__).with_name(f"{name}.py")) for name in names)
 
 
 def fingerprint(**settings: Any) -> str:
-    """Return a short hash of settings and training code, the name of what they lead to."""
+    """Return a short hash of settings and training code, which names what they lead to."""
     text = json.dumps({"code": training_code()} | settings, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -229,8 +213,8 @@ def fingerprint(**settings: Any) -> str:
 class Checkpoint:
     """The state of a training on disk, written at most every `SAVE_EVERY` seconds and at the end.
 
-    mark: the fingerprint of all that the training depends on. It is in the file's name: a training
-    with other settings has a file of its own, and none is ever written over by another.
+    mark: the fingerprint of all that the training depends on. It is part of the file's name, so
+    that trainings with other settings have other files.
     """
 
     def __init__(self, path: Path, mark: str) -> None:
@@ -238,22 +222,22 @@ class Checkpoint:
         self.written = time.monotonic()
 
     def load(self) -> dict[str, Any] | None:
-        """Return the state, or None where there is none yet; unpickling cannot run code.
+        """Return the state, or None where there is none; runs no code that a file may hold.
 
-        Raises RunError for a file that is none.
+        Raises RunError for a damaged file.
         """
         if not self.path.is_file():
             return None
         try:
             return torch.load(self.path, map_location="cpu", weights_only=True)
-        except Exception as error:  # on damaged bytes it may raise anything; its advice is to trust
+        except Exception as error:  # of any kind, and torch's advice is to trust the file
             raise RunError(
                 f"{self.path} is no checkpoint, or damaged ({type(error).__name__}): delete it, and"
                 " training starts afresh"
             ) from None
 
     def save(self, last: bool, **parts: Any) -> None:
-        """Write rows and the states of modules, optimizer and schedule, if it is time to.
+        """Write values, and the states of modules, optimizer and schedule, if it is time to.
 
         last: after the last epoch, when it always is.
         """
@@ -274,28 +258,26 @@ def on_first_rank(do: Callable[[], Any]) -> Any:
     """
     if not dist.is_initialized():
         return do()
-    answer: list[Any] = [None, False]
-    if dist.get_rank():
-        dist.broadcast_object_list(answer, src=0)
-        if answer[1]:
-            raise SystemExit(2)
-        return answer[0]
-    try:
-        answer[0] = do()
-    except Exception:
-        dist.broadcast_object_list([None, True], src=0)
-        raise
-    dist.broadcast_object_list(answer, src=0)
-    return answer[0]
+    result, failure = None, None
+    if dist.get_rank() == 0:
+        try:
+            result = do()
+        except Exception as error:
+            failure = error
+    shared = [result, failure is not None]
+    dist.broadcast_object_list(shared, src=0)
+    if failure:
+        raise failure
+    return sys.exit(2) if shared[1] else shared[0]
 
 
 @contextlib.contextmanager
 def randomness(seed: int, epoch: int) -> Iterator[None]:
-    """What layers draw within the block (dropout, paths dropped) depends on (seed, epoch) alone.
+    """Draw the random numbers of layers, such as dropout, from (seed, epoch) within the block.
 
-    So a resumed run draws what an uninterrupted one draws; outside, nothing is changed.
+    So a resumed run draws what an uninterrupted one draws.
     """
-    # Only of the device at work: by default every GPU of the machine would be opened.
+    # The device at work only: by default every GPU of the machine would be opened.
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     with torch.random.fork_rng(devices):
         torch.manual_seed(seed * 100_003 + epoch)
@@ -303,13 +285,13 @@ def randomness(seed: int, epoch: int) -> Iterator[None]:
 
 
 def versions() -> dict[str, str]:
-    """Return the versions that results depend on."""
+    """Return the versions of Python and of the libraries that results depend on."""
     packages = ("torch", "torchvision", "lightning", "numpy", "scikit-learn")
     return {"python": platform.python_version(), **{p: version(p) for p in packages}}
 
 
 def device_name() -> str:
-    """Return what computes, in words; CPUs with another arithmetic are other machines."""
+    """Return the name of the GPU, or the CPU's threads and arithmetic, on which results depend."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
     words = f"CPU, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from crc_helpers.augmentation import VIEWS, shrink
 from crc_helpers.claims import FIRST_SEED, Experiment, trained_once
-from crc_helpers.data import Tiles, load_tiles
+from crc_helpers.data import Confounders, Tiles, load_tiles
 from crc_helpers.explanations import all_maps, at_size, blind_maps, cascade
 from crc_helpers.fine_tuning import fine_tune, predict
 from crc_helpers.grad_cam import grad_cam, hits, mass_inside
@@ -65,8 +65,8 @@ def train_network(t: Experiment, arm: str) -> Classifier:
 @lru_cache(maxsize=1)
 def _drawn_with_ink(t: Experiment) -> Tiles:
     """The first of an experiment's drawn tiles, with a dot of ink on every one of class 1."""
-    return load_tiles("synthetic", n=min(240, t.recipe.n_tiles), seed=FIRST_SEED + t.seed,
-                      shortcut="ink", strength=1.0)  # fmt: skip
+    n, inked = min(240, t.recipe.n_tiles), Confounders(shortcut="ink", strength=1.0)
+    return load_tiles("synthetic", n=n, seed=FIRST_SEED + t.seed, confounders=inked)
 
 
 def marked_part(t: Experiment, part: np.ndarray) -> np.ndarray:

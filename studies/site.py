@@ -8,7 +8,7 @@ from torchstain.numpy import normalizers
 
 from crc_helpers.augmentation import VIEWS
 from crc_helpers.claims import FIRST_SEED
-from crc_helpers.data import load_tiles
+from crc_helpers.data import Confounders, load_tiles
 from crc_helpers.evaluation import macro_auc
 
 REMEDIES = ("none", "jitter of stain and colour", "Reinhard", "Macenko")
@@ -23,7 +23,8 @@ def plan(seeds: int) -> list[dict]:
 def row(t: Trainer, trained_on: str, cure: str) -> dict:
     """AUC at home and away; jitter acts in training, normalisation on all tiles."""
     plain = replace(VIEWS["gentle"], stain=0.0, brightness=0.0, contrast=0.0, saturation=0.0)
-    scanner_c = load_tiles(n=t.recipe.n_tiles, seed=FIRST_SEED + t.seed, scanner="Scanner C")
+    away = Confounders(scanner="Scanner C")
+    scanner_c = load_tiles(n=t.recipe.n_tiles, seed=FIRST_SEED + t.seed, confounders=away)
     slides = {"as they are": t.tiles, "Scanner C": scanner_c}
     tiles = {k: slides[v] for k, v in zip(("home", "away"), WAYS[trained_on], strict=True)}
     if cure in ("Reinhard", "Macenko"):

@@ -10,8 +10,9 @@ import pytest
 from PIL import Image
 
 from crc_helpers import data
-from crc_helpers.sources import drawn
-from crc_helpers.sources.base import DataError
+from crc_helpers.course import benchmark
+from crc_helpers.course.benchmark import write_benchmark
+from crc_helpers.runs import RunError
 from crc_helpers.tissue import parameters as tissue_parameters
 from crc_helpers.tissue import write
 from crc_helpers.tissue.cohort import RIGHT, TILES_PER_SLIDE, Cohort, make_cohort
@@ -182,16 +183,16 @@ def test_colour_alone_does_not_give_the_diagnosis_away(tmp_path):
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
-    return drawn.write_synthetic(tmp_path_factory.mktemp("disk") / "tissue", 20, size=96, seed=3)
+    return write_benchmark(tmp_path_factory.mktemp("disk") / "tissue", 20, size=96, seed=3)
 
 
 def test_one_loader_reads_what_was_drawn_and_mhist(written, tmp_path):
     from_disk = data.load_tiles("mhist", written, size=96, cache=tmp_path)
-    drawn = data.load_tiles("synthetic", n=20, seed=3, size=96, mpp=2.0, cache=tmp_path)
+    drawn = data.load_tiles("synthetic", n=20, seed=3, size=96, cache=tmp_path)
     for name in ("images", "labels", "votes", "groups", "masks"):
         np.testing.assert_array_equal(getattr(from_disk, name), getattr(drawn, name))
     pd.testing.assert_frame_equal(from_disk.metadata, drawn.metadata)
-    assert from_disk.mask_name == "diagnostic region" and from_disk.mpp == drawn.mpp == 2.0
+    assert from_disk.mask_name == "diagnostic region" and from_disk.mpp == drawn.mpp == 448 / 96
     assert from_disk.source == drawn.source  # it doesn't pass for MHIST
     assert set(from_disk.partition) == {"train", "test"}
     for slide in np.unique(from_disk.groups):
@@ -225,8 +226,8 @@ def test_two_processes_and_one_write_the_same_bytes(written, tmp_path, monkeypat
 
     again = tmp_path / "again"
     draw_all = write.draw_all
-    monkeypatch.setattr(drawn, "draw_all", partial(draw_all, processes=1))
-    drawn.write_synthetic(again, 20, size=96, seed=3)
+    monkeypatch.setattr(benchmark, "draw_all", partial(draw_all, processes=1))
+    write_benchmark(again, 20, size=96, seed=3)
     files = sorted(p.relative_to(written) for p in written.rglob("*") if p.is_file())
     assert files == sorted(p.relative_to(again) for p in again.rglob("*") if p.is_file())
     for file in files:
@@ -244,9 +245,9 @@ def test_writing_is_all_or_nothing(tmp_path, monkeypatch):
     def fail(*_args, **_kw):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(drawn, "draw_all", fail)
-    with pytest.raises(DataError, match=r"No space left.*choose another --out"):
-        drawn.write_synthetic(tmp_path / "tissue", 12)
+    monkeypatch.setattr(benchmark, "draw_all", fail)
+    with pytest.raises(RunError, match=r"No space left.*choose a folder.*--out"):
+        write_benchmark(tmp_path / "tissue", 12)
     assert list(tmp_path.glob("[!.]*")) == []  # but for the lock
 
 

@@ -1,71 +1,66 @@
-"""What `crc-course data` does: describe a data set, compare it with its files, prepare one."""
+"""What `crc-course data` does: describe a data set, look for duplicates, prepare one."""
 
 import argparse
 import hashlib
-import os
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
 import pandas as pd
 from PIL import Image, ImageDraw
 
+from crc_helpers.course.benchmark import write_benchmark
 from crc_helpers.course.settings import UsageError
-from crc_helpers.data import Tiles, load_tiles
-from crc_helpers.runs import printable, read_json
+from crc_helpers.data import NO_CONFOUNDERS, Confounders, Tiles, load_tiles
+from crc_helpers.runs import atomic_path, printable
 from crc_helpers.sources.base import DataError
-from crc_helpers.sources.cache import cache_folder, hashes
-from crc_helpers.sources.drawn import write_synthetic
+from crc_helpers.sources.cache import cache_folder
 from crc_helpers.sources.ebhi import download_ebhi, ebhi_folder
-from crc_helpers.sources.files import listed
-from crc_helpers.sources.images import decode_all
-from crc_helpers.sources.mhist import MHIST_FORM
-from crc_helpers.sources.store import HASHES, SHARD
+from crc_helpers.sources.files import SOURCES
 
 NEAR_LIMIT = 20_000  # tiles compared each with each; a few seconds
 
 
 def data(arguments: argparse.Namespace) -> int:
     """Check a data set, or prepare one."""
-    given = {k: getattr(arguments, k) for k in ("n", "seed", "shortcut", "strength", "scanner")}
-    plan = {k: v for k, v in given.items() if v is not None}
-    if plan and arguments.name != "synthetic":
-        raise UsageError(f"--{next(iter(plan))}: for synthetic tiles only")
-    if "strength" in plan and "shortcut" not in plan:
-        raise UsageError("--strength is that of a --shortcut: name one, ink or stain")
+    names = ("n", "seed", "shortcut", "strength", "scanner")
+    options = {k: v for k in names if (v := getattr(arguments, k)) is not None}
+    if options and arguments.name != "synthetic":
+        raise UsageError(f"--{next(iter(options))}: for synthetic tiles only")
+    size = {k: options.pop(k) for k in ("n", "seed") if k in options}
+    confounders = Confounders(**options)
     if arguments.action == "prepare":
-        folder = prepare(arguments.name, arguments.out or arguments.data_root, **plan)
+        out = arguments.out or arguments.data_root
+        folder = prepare(arguments.name, out, confounders=confounders, **size)
         print(f"{arguments.name} is ready in {folder}")
         return 0
     sheet = Path(arguments.out or f"{arguments.name}_contact_sheet.png")
-    tiles = load_tiles(arguments.name, arguments.data_root, **plan)
+    tiles = load_tiles(arguments.name, arguments.data_root, confounders=confounders, **size)
     print("\n".join(map(printable, check(tiles, sheet))))
-    if arguments.deep:
-        print(check_deep(tiles, arguments.data_root))
     return 0
 
 
-def prepare(name: str, out: str | Path | None = None, **plan: Any) -> Path:
-    """Fetch what may be fetched, or say how to get it; returns the folder that was filled.
+def prepare(
+    name: str,
+    out: str | Path | None = None,
+    confounders: Confounders = NO_CONFOUNDERS,
+    **size: int,
+) -> Path:
+    """Draw "synthetic" or download "ebhi" into a folder, and return it.
 
-    "synthetic" is drawn, see `write_synthetic`; "ebhi" is downloaded; MHIST never is.
+    size: n and seed of `write_benchmark`. DataError for others, with how to get them.
     """
     if name == "synthetic":
-        return write_synthetic(Path(out or cache_folder() / "synthetic"), **plan)
+        folder = Path(out or cache_folder() / "synthetic")
+        return write_benchmark(folder, confounders=confounders, **size)
     if name == "ebhi":
-        return download_ebhi(ebhi_folder() if out is None else Path(out)).parent
-    if name == "mhist":
-        raise DataError(f"mhist: cannot be fetched for you; {MHIST_FORM}")
-    raise DataError(
-        f"data {name!r}: nothing to prepare, expected synthetic, ebhi or mhist; "
-        "a folder of your own is passed as root (--data-root)"
-    )
+        return download_ebhi(Path(out or ebhi_folder())).parent
+    raise DataError(f"data {name!r}: cannot be fetched, {SOURCES[name].layout} (--data-root)")
 
 
 def check(tiles: Tiles, sheet: str | Path | None = None) -> list[str]:
-    """Describe the tiles in lines of text, and draw a contact sheet (PNG) where `sheet` says."""
+    """Describe the tiles in lines of text, and draw a contact sheet (PNG) at the path `sheet`."""
     height, width = tiles.images.shape[-2:]
     lines = [
         f"{tiles.name}: {len(tiles):,} tiles of {width}×{height} px, {tiles.source}",
@@ -73,48 +68,16 @@ def check(tiles: Tiles, sheet: str | Path | None = None) -> list[str]:
         *tiles.notes,
     ]
     lines += [f"class {name}: {len(members):,}" for name, members in _members(tiles)]
-    lines += [_check_groups(tiles)]
+    lines += [_describe_groups(tiles)]
     if tiles.partition is not None:
         counts = Counter(tiles.partition.tolist())
         lines.append("partition: " + ", ".join(f"{k} {v:,}" for k, v in sorted(counts.items())))
-    lines += _check_duplicates(tiles)
+    lines += _describe_duplicates(tiles)
     if sheet is not None:
-        _contact_sheet(tiles, Path(sheet))
+        with atomic_path(Path(sheet).absolute()) as temporary:
+            _contact_sheet(tiles).save(temporary, "PNG")
         lines.append(f"contact sheet: {sheet}")
     return lines
-
-
-def check_deep(tiles: Tiles, root: str | Path | None = None) -> str:
-    """Hash the cache against what was written, and decode the source again to compare each tile.
-
-    root: as given to `load_tiles`. Raises DataError for the first file that differs.
-    """
-    folder = tiles.images.folder
-    written, now = read_json(folder / HASHES), hashes(folder)
-    for file in sorted(written.keys() | now.keys()):
-        if written.get(file) != now.get(file):
-            raise DataError(
-                f"{folder / file}: not what was written into this cache; delete {folder}"
-            )
-    said = f"cache: {len(now)} files as they were written"
-    if tiles.name == "synthetic":
-        return said
-    source, root, found = listed(tiles.name, root)
-    table, _ = source.read(root, found)
-
-    def compare(number: int, **decoded: np.ndarray) -> None:
-        for name, array in decoded.items():
-            rows = slice(number * SHARD, number * SHARD + len(array))
-            differ = (array != getattr(tiles, name)[rows]).reshape(len(array), -1).any(axis=1)
-            if differ.any():
-                file = table[name.removesuffix("s").replace("image", "file")].iloc[rows][differ]
-                raise DataError(
-                    f"{root / file.iloc[0]}: changed since it was decoded, with the same size and"
-                    f" time; delete {folder}"
-                )
-
-    decode_all(root, table, tiles.images.shape[-1], compare)
-    return f"{said}; {len(table):,} tiles decoded again, all as in the cache"
 
 
 def _members(tiles: Tiles) -> list[tuple[str, np.ndarray]]:
@@ -124,7 +87,7 @@ def _members(tiles: Tiles) -> list[tuple[str, np.ndarray]]:
     return [pair for pair in members if len(pair[1])]
 
 
-def _check_groups(tiles: Tiles) -> str:
+def _describe_groups(tiles: Tiles) -> str:
     if tiles.groups is None:
         return "groups: not published; tiles of one slide may lie in both train and test"
     sizes = pd.Series(tiles.groups).value_counts()
@@ -135,27 +98,23 @@ def _check_groups(tiles: Tiles) -> str:
     return line
 
 
-def _check_duplicates(tiles: Tiles) -> list[str]:
+def _describe_duplicates(tiles: Tiles) -> list[str]:
     """Exact duplicates by SHA-256 of the pixels, near ones by perceptual hash."""
-    first, pairs = {}, []
+    first, exact = {}, []
     for i, image in enumerate(tiles.images):
         j = first.setdefault(hashlib.sha256(image).digest(), i)
-        pairs += [(j, i)] if j != i else []
+        exact += [(j, i)] if j != i else []
     few = np.linspace(0, len(tiles) - 1, min(len(tiles), NEAR_LIMIT)).astype(int)
     near = few[_near_pairs(np.array([_dhash(tiles.images[i]) for i in few], np.uint64))]
-    near = sorted(set(map(tuple, near.tolist())) - set(pairs))
+    near = sorted(set(map(tuple, near.tolist())) - set(exact))
     among = f" (among {len(few):,} of the tiles)" if len(few) < len(tiles) else ""
-    return [
-        _say_pairs(tiles, "exact duplicates", pairs),
-        _say_pairs(tiles, f"near duplicates{among}", near),
-    ]
-
-
-def _say_pairs(tiles: Tiles, what: str, pairs: list[tuple[int, int]]) -> str:
-    line = f"{what}: {len(pairs):,}"
-    if pairs and tiles.groups is not None:
-        line += f", {sum(tiles.groups[i] != tiles.groups[j] for i, j in pairs):,} across groups"
-    return line + "".join(f"; {tiles.ids[i]} = {tiles.ids[j]}" for i, j in pairs[:3])
+    lines = []
+    for kind, pairs in (("exact duplicates", exact), (f"near duplicates{among}", near)):
+        line = f"{kind}: {len(pairs):,}"
+        if pairs and tiles.groups is not None:
+            line += f", {sum(tiles.groups[i] != tiles.groups[j] for i, j in pairs):,} across groups"
+        lines.append(line + "".join(f"; {tiles.ids[i]} = {tiles.ids[j]}" for i, j in pairs[:3]))
+    return lines
 
 
 def _dhash(image: np.ndarray) -> int:
@@ -169,16 +128,16 @@ def _near_pairs(hashes: np.ndarray, distance: int = 4) -> np.ndarray:
 
     `hashes`: uint64 (N,); returns int64 (P, 2), P < N, so that blank tiles don't make N² pairs.
     """
-    found, order = [], np.arange(len(hashes))
+    pairs, order = [], np.arange(len(hashes))
     for start in range(0, len(hashes), 128):
         j = order[start : start + 128, None]
         close = (np.bitwise_count(hashes[j] ^ hashes) <= distance) & (order < j)
-        found.append(np.column_stack([close.argmax(axis=1), j])[close.any(axis=1)])
-    return np.concatenate(found)
+        pairs.append(np.column_stack([close.argmax(axis=1), j])[close.any(axis=1)])
+    return np.concatenate(pairs)
 
 
-def _contact_sheet(tiles: Tiles, path: Path, columns: int = 8, side: int = 112) -> None:
-    """A row a class, its tiles taken evenly; the file appears whole or not at all."""
+def _contact_sheet(tiles: Tiles, columns: int = 8, side: int = 112) -> Image.Image:
+    """A row a class, its tiles taken evenly."""
     rows = _members(tiles)[:40]  # of a folder with thousands of classes, the first
     sheet = Image.new("RGB", (columns * (side + 4) + 4, len(rows) * (side + 24) + 4), "white")
     for row, (name, members) in enumerate(rows):
@@ -188,18 +147,4 @@ def _contact_sheet(tiles: Tiles, path: Path, columns: int = 8, side: int = 112) 
         for column, i in enumerate(picked):
             tile = Image.fromarray(tiles.images[i].transpose(1, 2, 0)).resize((side, side))
             sheet.paste(tile, (4 + column * (side + 4), top + 22))
-    path = Path(os.path.abspath(path))
-    if path.is_dir():
-        raise DataError(f"{path}: a folder; give the contact sheet a name (--out {path / 'a.png'})")
-    unfinished = path.with_name(f".{path.name}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        sheet.save(unfinished, "PNG")
-        unfinished.replace(path)
-    except OSError as error:
-        raise DataError(
-            f"{path}: cannot be written ({error.strerror}); choose another --out"
-        ) from error
-    finally:
-        if unfinished.exists():
-            unfinished.unlink()
+    return sheet

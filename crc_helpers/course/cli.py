@@ -11,7 +11,7 @@ from pathlib import Path
 
 from crc_helpers import __version__
 
-ABOUT_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS)
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS)
 DATA = ("synthetic", "ebhi", "mhist", "folder")
 
 
@@ -36,7 +36,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
     about = "lesson 03's training on several devices"
     sub = commands.add_parser("pretrain", parents=[lessons], help=about)
-    # torchrun says what it has started; Fabric's own launcher gives its children no local size.
+    # Of torchrun; Fabric's own launcher gives its children no local size.
     local = int(os.environ.get("LOCAL_WORLD_SIZE", 0))
     nodes = int(os.environ.get("WORLD_SIZE", local)) // local if local else 1
     sub.add_argument("--devices", type=int, default=local or 1, metavar="N", help="on each machine")
@@ -49,7 +49,6 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("name", choices=DATA)
     add("--data-root", metavar="DIR")
     add("--out", metavar="DIR", help="where to put the data, or the contact sheet")
-    add("--deep", action="store_true", help="check: decode the files again and compare")
     add("--n", type=int, help="synthetic: how many tiles (prepare: 3,152; check: 2,000)")
     add("--seed", type=int, help="synthetic: which ones (0)")
     add("--shortcut", choices=("ink", "stain"), help="synthetic: a mark that goes with the label")
@@ -68,9 +67,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     arguments = parse(argv)
-    for place in ("data_root", "out"):  # `--out=~/x` reaches us as it is typed
-        if given := getattr(arguments, place, None):
-            setattr(arguments, place, os.path.expanduser(given))
+    for option in ("data_root", "out"):  # `--out=~/x` is not expanded by the shell
+        if path := getattr(arguments, option, None):
+            setattr(arguments, option, os.path.expanduser(path))
     if cache := os.environ.get("CRC_HELPERS_CACHE"):  # the lessons run in a folder of their own
         os.environ["CRC_HELPERS_CACHE"] = str(Path(cache).expanduser().resolve())
     try:
@@ -82,25 +81,22 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _do(arguments: argparse.Namespace) -> int:
     # Seconds of imports, in which Ctrl-C may come, and which `--help` does without.
-    from crc_helpers.course.settings import UsageError
-    from crc_helpers.runs import RunError, printable
-    from crc_helpers.sources.base import DataError
+    from crc_helpers.runs import UserError, printable
 
     module, function = arguments.do.split(":")
-    # What pre-training refuses is a ValueError, written for users; elsewhere that is a mistake.
+    # Pre-training refuses bad settings by ValueError; elsewhere that is a mistake of ours.
     refused = (ValueError, FloatingPointError) if module == "devices" else ()
     try:
         return getattr(importlib.import_module(f"crc_helpers.course.{module}"), function)(arguments)
-    except (UsageError, DataError, RunError, *refused) as error:
-        said = printable(str(error))
+    except (UserError, *refused) as error:
+        message = str(error)
     except OSError as error:
         room = ": make room, or choose a folder that you may write to (--out)"
-        advice = room * (error.errno in ABOUT_ROOM)
-        said = f"{printable(f'{error}{advice}')}; the same command goes on from here"
+        advice = room * (error.errno in NO_ROOM)
+        message = f"{error}{advice}; the same command goes on from here"
     except MemoryError as error:
-        said = (
-            f"not enough memory ({printable(str(error))}): close other programs, or take fewer or"
-            " smaller tiles"
+        message = (
+            f"not enough memory ({error}): close other programs, or take fewer or smaller tiles"
         )
-    print(f"crc-course: {said}", file=sys.stderr)
+    print(f"crc-course: {printable(message)}", file=sys.stderr)
     return 2

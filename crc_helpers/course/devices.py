@@ -21,7 +21,7 @@ def pretrain_on_devices(arguments: argparse.Namespace) -> int:
     p = {**first, **third, **lesson_settings(arguments, parameters)}
     run = run_folder(p["RUN"])
     _require_devices(arguments.devices, arguments.num_nodes, p["PRETRAIN_BATCH"])
-    # Before the other processes start: they find the tiles decoded, and errors are said once.
+    # Before the other processes start: the tiles are then in the cache, and one process complains.
     tiles = data.load_tiles(
         p["DATA"], p["DATA_ROOT"], classes=p["CLASSES"], n=p["N_TILES"], seed=p["SEED"]
     )
@@ -30,36 +30,26 @@ def pretrain_on_devices(arguments: argparse.Namespace) -> int:
     with contextlib.ExitStack() as held:  # the lessons may be at work in this folder
         on_first_rank(lambda: held.enter_context(locked(run / "lessons", patience=5)))
         _pretrain(p, run, tiles, fabric)
-        fabric.print(f"lesson 03 goes on from here: crc-course run {_as_given(arguments)}")
+        fabric.print(f"lesson 03 goes on from here: crc-course run {_options(arguments)}")
         return 0
 
 
 def _require_devices(devices: int, nodes: int, batch: int) -> None:
-    if min(devices, nodes) < 1:
-        raise UsageError("--devices and --num-nodes: give at least 1")
-    if batch % (devices * nodes):
+    here = torch.cuda.device_count() or devices  # on CPUs, any number of processes
+    if not (1 <= devices <= here and nodes >= 1) or batch % (devices * nodes):
         raise UsageError(
-            f"PRETRAIN_BATCH is {batch}: {devices * nodes} processes cannot share it evenly, give a"
-            " multiple of their number (--set)"
+            f"--devices {devices}: there are {here} on this machine, on {nodes} of them, to share a"
+            f" batch of {batch} evenly; give other --devices, --num-nodes or PRETRAIN_BATCH (--set)"
         )
-    here = torch.cuda.device_count()
-    if here and devices > here:
-        raise UsageError(f"--devices {devices}: there are {here} on this machine")
 
 
 def _pretrain(p: dict[str, Any], run: Path, tiles: data.Tiles, fabric: Any) -> None:
     shares = {"test": p["TEST"], "validation": p["VALIDATION"], "seed": p["SEED"]}
     parts = data.split(tiles, p["SPLIT"], **shares)
-    decided = {"root": p["DATA_ROOT"], "classes": p["CLASSES"], "n": p["N_TILES"]} | shares
-    on_first_rank(lambda: data.remember(run, tiles, parts, scheme=p["SPLIT"], **decided))
-    training = pretraining.Training(
-        p["IMAGE_SIZE"],
-        p["PRETRAIN_EPOCHS"],
-        p["PRETRAIN_BATCH"],
-        p["PRETRAIN_LR"],
-        p["OPTIMIZER"],
-        p["SEED"],
-    )
+    settings = {"root": p["DATA_ROOT"], "classes": p["CLASSES"], "n": p["N_TILES"]} | shares
+    on_first_rank(lambda: data.remember(run, tiles, parts, scheme=p["SPLIT"], **settings))
+    names = ("IMAGE_SIZE", "PRETRAIN_EPOCHS", "PRETRAIN_BATCH", "PRETRAIN_LR", "OPTIMIZER", "SEED")
+    training = pretraining.Training(*(p[name] for name in names))
     monitor = pretraining.make_monitor(tiles, parts.train, training.size, training.epochs, fabric)
     images = tiles.images.pick(parts.pretraining)
     for name in p["VIEWS"]:
@@ -79,8 +69,8 @@ def _pretrain(p: dict[str, Any], run: Path, tiles: data.Tiles, fabric: Any) -> N
         )
 
 
-def _as_given(arguments: argparse.Namespace) -> str:
-    """The options about lessons, to be typed again."""
+def _options(arguments: argparse.Namespace) -> str:
+    """The options about lessons, as they are typed."""
     words = ["--preset", arguments.preset, "--out", arguments.out]
     for name, value in (("--data", arguments.data), ("--data-root", arguments.data_root)):
         words += [name, value] if value else []

@@ -11,14 +11,14 @@ from crc_helpers.runs import ROOT, device_name, has_fast_bf16, versions
 
 
 def doctor(_arguments: argparse.Namespace) -> int:
-    """Check versions, device, write permission and kernel; end in OK or FAIL with what to do."""
+    """Check versions, device, write permission and kernel; print OK, or FAIL and what to do."""
     import torch
     from jupyter_client.kernelspec import KernelSpecManager, NoSuchKernel
     from packaging.version import Version
 
     problems = []
-    for name, found in versions().items():
-        print(f"{name:<14} {found}")
+    for name, installed in versions().items():
+        print(f"{name:<14} {installed}")
     for module in ("cv2", "ipywidgets", "papermill", "seaborn", "timm"):
         try:
             importlib.import_module(module)

@@ -11,16 +11,12 @@ from crc_helpers.runs import ROOT
 
 OWN_RUN = (
     "> **A run of its own**, with {}. The printed numbers and the figures are this run's. The text"
-    " (*What to see*) describes the run that the course is published with: its numbers are others,"
-    " and so may be what there is to see."
+    " (*What to see*) describes the published run, whose numbers and figures differ."
 )
 
 
 def drop_widgets(notebook: Any) -> Any:
-    """Take progress bars and explorers out, dead without a kernel; a still picture is beside each.
-
-    Returns the notebook, changed in place.
-    """
+    """Remove progress bars and explorers, which need a kernel, from a notebook, and return it."""
     view = "application/vnd.jupyter.widget-view+json"
     for cell in (c for c in notebook.cells if c.cell_type == "code"):
         cell.outputs = [output for output in cell.outputs if view not in output.get("data", {})]
@@ -29,17 +25,16 @@ def drop_widgets(notebook: Any) -> Any:
 
 
 def page(notebook: Path, changed: dict[str, Any] | None = None) -> str:
-    """An executed notebook as one HTML file, to be read offline: of all that it could load, only
-    MathJax, which sets the formulas, is left.
+    """An executed notebook as one HTML file that loads nothing but MathJax, for the formulas.
 
-    changed: the parameters that are not the published run's; the page says that it is another run.
+    changed: the parameters that differ from the published run's, which the page then names.
     """
     from nbconvert import HTMLExporter
 
     content = drop_widgets(nbformat.read(notebook, as_version=4))
     if changed:
-        said = (f"{name} = {value!r}".replace("`", "'") for name, value in changed.items())
-        settings = ", ".join(f"`{one}`" for one in said)
+        pairs = (f"{name} = {value!r}".replace("`", "'") for name, value in changed.items())
+        settings = ", ".join(f"`{pair}`" for pair in pairs)
         content.cells.insert(0, nbformat.v4.new_markdown_cell(OWN_RUN.format(settings)))
     remote = ("require_js_url", "mermaid_js_url", "mermaid_layout_elk_js_url", "jquery_url")
     exporter = HTMLExporter(embed_images=True, **dict.fromkeys(remote, ""))

@@ -17,7 +17,15 @@ from crc_helpers.course.settings import (
     lesson_settings,
     parameters_of,
 )
-from crc_helpers.runs import RunError, atomic_path, locked, read_json, run_folder, save_json
+from crc_helpers.runs import (
+    RunError,
+    atomic_path,
+    locked,
+    printable,
+    read_json,
+    run_folder,
+    save_json,
+)
 
 # glibc gives every large buffer back to the system when it is freed, which zeroes its pages when
 # they are asked for again: a sixth of a training step. The Makefile sets the same.
@@ -66,30 +74,30 @@ def _run(lessons: list[Path], usual: dict[Path, dict], settings: dict[str, Any],
 
 
 def _data_has_changed(p: dict[str, Any], out: Path) -> bool:
-    """Whether the tiles are others than lesson 01 left; bad data is said here, not in a cell."""
+    """Whether the tiles differ from those of lesson 01; DataError before any cell has run."""
     from crc_helpers.data import load_tiles  # imports of seconds wait until they are needed
 
     tiles = load_tiles(
         p["DATA"], p["DATA_ROOT"], classes=p["CLASSES"], n=p["N_TILES"], seed=p["SEED"]
     )
-    seen = out / "data.json"
-    return seen.is_file() and read_json(seen).get("digest") != tiles.digest
+    before = out / "data.json"
+    return before.is_file() and read_json(before).get("digest") != tiles.digest
 
 
 def record(executed: Path) -> dict[str, Any]:
-    """Return what papermill notes in a notebook that it has executed; empty where it has not."""
+    """Return papermill's metadata of an executed notebook; empty where there is none."""
     if not executed.is_file():
         return {}
     return dict(nbformat.read(executed, as_version=4).metadata.get("papermill", {}))
 
 
 def is_done(executed: Path, lesson: Path, usual: dict[str, Any], mine: dict[str, Any]) -> bool:
-    """Return whether a lesson stands executed without an error, with this code and parameters."""
-    noted = record(executed)
-    if noted.get("exception") or not noted.get("end_time"):
+    """Return whether a lesson was executed without an error, with this code and parameters."""
+    metadata = record(executed)
+    if metadata.get("exception") or not metadata.get("end_time"):
         return False
     # The folder may have moved.
-    was, now = ({**usual, **p, "RUN": ""} for p in (noted["parameters"], mine))
+    was, now = ({**usual, **p, "RUN": ""} for p in (metadata["parameters"], mine))
     return was == now and _code_of(executed) == _code_of(lesson)
 
 
@@ -114,7 +122,7 @@ def _execute(file: Path, out: Path, parameters: dict[str, Any], changed: dict[st
 
     os.environ |= MEMORY | os.environ  # of the kernel that starts now
     target, unfinished = out / file.name, out / f".{file.name}"  # papermill writes in place
-    failed = out / f"{file.stem}.failed.ipynb"  # what succeeded before is kept
+    failed = out / f"{file.stem}.failed.ipynb"  # beside an earlier one that succeeded
     try:
         papermill.execute_notebook(
             file,
@@ -130,9 +138,9 @@ def _execute(file: Path, out: Path, parameters: dict[str, Any], changed: dict[st
         unfinished.replace(failed)
         if error.ename == "KeyboardInterrupt":
             raise KeyboardInterrupt from None
-        said = " ".join(f"{error.ename}: {error.evalue}".split())
+        message = printable(f"{error.ename}: {error.evalue}")
         cell = f"cell {error.cell_index} of {failed}"
-        print(f"\n{file.stem} failed in {cell}: {said}", file=sys.stderr)
+        print(f"\n{file.stem} failed in {cell}: {message}", file=sys.stderr)
         return 2 if error.ename in ("DataError", "RunError") else 1
     except DeadKernelError:
         raise RunError(

@@ -1,48 +1,42 @@
-"""The lessons, their parameters, and what a command line says about them."""
+"""The lessons, their parameters, and how the command line sets them."""
 
 import argparse
 import ast
 import contextlib
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from crc_helpers.runs import ROOT, as_list, printable
+from crc_helpers.runs import ROOT, UserError, as_list
 
-GIVEN = ("RUN", "START_FROM")  # parameters that are for those who open a lesson by hand
+GIVEN = ("RUN", "START_FROM")  # set by the command; for those who open a lesson by hand
 NOTEBOOKS = ROOT / "notebooks"
 PRESETS = ROOT / "presets"
 
 
-class UsageError(ValueError):
-    """The command was given something it cannot use; one line, exit status 2."""
-
-    def __init__(self, message: str) -> None:
-        super().__init__(printable(message))
+class UsageError(UserError, ValueError):
+    """A command with an option or a value that cannot be used."""
 
 
 def lesson_files(which: str = "") -> list[Path]:
-    """Return the notebooks of a range such as "03", "01-06" or "03-"; all for "".
-
-    Raises UsageError for a range that is none or holds no lesson.
-    """
-    files = sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))
-    if not files:
+    """Return the notebooks of a range such as "03", "01-06" or "03-"; all for ""."""
+    lessons = sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))
+    if not lessons:
         raise UsageError(
             f"{NOTEBOOKS} holds no lesson: clone the repository, and there pip install -e ."
         )
-    low, _, high = which.partition("-")
-    high = high or ("99" if which.endswith("-") or not which else low)
-    try:
-        chosen = [f for f in files if int(low or 0) <= int(f.name[:2]) <= int(high)]
-    except ValueError:
-        raise UsageError(
-            f"--lessons {which!r}: give one lesson or a range, e.g. 03 or 01-06"
-        ) from None
+    low, dash, high = which.partition("-")
+    high = high or (low if which and not dash else "99")
+    numbers = re.fullmatch(r"\d*-?\d*", which) and range(int(low or 0), int(high) + 1)
+    chosen = [file for file in lessons if int(file.name[:2]) in (numbers or ())]
     if not chosen:
-        raise UsageError(f"--lessons {which!r}: no such lesson in {NOTEBOOKS}")
+        raise UsageError(
+            f"--lessons {which!r}: no such lesson in {NOTEBOOKS}; give one or a range, e.g. 03 or"
+            " 01-06"
+        )
     return chosen
 
 
@@ -50,53 +44,50 @@ def parameters_of(notebook: Path) -> dict[str, Any]:
     """Return the names and literals of a notebook's cell tagged `parameters`."""
     import papermill  # a second
 
-    found = papermill.inspect_notebook(str(notebook))
-    return {name: ast.literal_eval(one["default"]) for name, one in found.items()}
+    parameters = papermill.inspect_notebook(str(notebook))
+    return {name: ast.literal_eval(one["default"]) for name, one in parameters.items()}
 
 
-def read_settings(preset: str, given: Sequence[str], known: set[str]) -> dict[str, Any]:
-    """Return the preset's parameters with `given` NAME=VALUE pairs over them.
+def read_settings(preset: str, pairs: Sequence[str], names: set[str]) -> dict[str, Any]:
+    """Return the preset's parameters with NAME=VALUE pairs over them.
 
-    Raises UsageError for a preset, name or value that is none.
+    names: the parameters there are. Raises UsageError for a preset, name or value that is none.
     """
-    file = PRESETS / f"{preset}.yaml"
-    if not file.is_file():
-        names = ", ".join(sorted(p.stem for p in PRESETS.glob("*.yaml")))
-        raise UsageError(f"--preset {preset!r} is unknown: choose one of {names}")
-    settings = dict(yaml.safe_load(file.read_text(encoding="utf-8")) or {})
-    for pair in given:
-        name, equals, value = pair.partition("=")
-        if not equals:
-            raise UsageError(f"--set {pair!r}: give NAME=VALUE")
-        settings[name] = _value(pair, value, as_text=name == "CLASSES")
-    if unknown := sorted(set(map(str, settings)) - known):
+    presets = {file.stem: file for file in PRESETS.glob("*.yaml")}
+    if preset not in presets:
+        choices = ", ".join(sorted(presets))
+        raise UsageError(f"--preset {preset!r} is unknown: choose one of {choices}")
+    settings = dict(yaml.safe_load(presets[preset].read_text(encoding="utf-8")) or {})
+    for pair in pairs:
+        name, equals, text = pair.partition("=")
+        if equals and name in names:
+            with contextlib.suppress(yaml.YAMLError):
+                settings[name] = _value(name, text)
+                continue
         raise UsageError(
-            f"unknown parameter {', '.join(unknown)}: the lessons have {', '.join(sorted(known))}"
+            f"--set {pair!r}: unknown parameter, or not a value; expected NAME=VALUE with one of"
+            f" {', '.join(sorted(names))}"
         )
     return settings
 
 
-def _value(pair: str, text: str, as_text: bool) -> Any:
-    """The value of a NAME=VALUE pair; as_text: names of folders, which may be 0 or no."""
+def _value(name: str, text: str) -> Any:
+    """The value of a parameter; classes are text, for names of folders may be 0 or no."""
+    as_text = name == "CLASSES"
     with contextlib.suppress(ValueError, SyntaxError):  # Python first: YAML takes 1e-3 for a word
         value = ast.literal_eval(text)
         if not as_text or all(isinstance(item, str) for item in as_list(value)):
             return value
-    try:
-        return yaml.load(text, yaml.BaseLoader if as_text else yaml.SafeLoader)
-    except yaml.YAMLError as error:
-        raise UsageError(f"--set {pair!r}: not a value ({str(error).splitlines()[0]})") from None
+    return yaml.load(text, yaml.BaseLoader if as_text else yaml.SafeLoader)
 
 
 def lesson_settings(arguments: argparse.Namespace, parameters: dict[Path, dict]) -> dict[str, Any]:
-    """Return what the command line says about the lessons' parameters.
+    """Return the lessons' parameters that the command line and its preset set.
 
-    Raises UsageError for what would fail hours later: views or a backbone that are none.
+    Raises UsageError for what would fail hours later, such as views or a backbone that are none.
     """
     usual = {name: value for p in parameters.values() for name, value in p.items()}
-    settings = read_settings(arguments.preset, arguments.set, set(usual))
-    if given := next((name for name in GIVEN if name in settings), None):
-        raise UsageError(f"{given} is set by this command: give --out for the run's folder")
+    settings = read_settings(arguments.preset, arguments.set, usual.keys() - GIVEN)
     for name, value in settings.items():
         if isinstance(usual[name], list):
             settings[name] = as_list(value)

@@ -1,1 +1,1 @@
-"""Where tiles come from: drawn, or read from files, one file a format; and their cache."""
+"""Sources of tiles, one file a format, drawn or read from files; and the cache of tiles."""

@@ -16,13 +16,13 @@ import pandas as pd
 import pooch
 from filelock import FileLock
 
-from crc_helpers.runs import save_json
-from crc_helpers.sources.base import METADATA, DataError
+from crc_helpers.runs import file_hash, save_json, writing
+from crc_helpers.sources.base import METADATA
 from crc_helpers.sources.store import HASHES
 
 
 def cache_folder(cache: str | Path | None = None) -> Path:
-    """Where decoded tiles lie: `cache`, else `CRC_HELPERS_CACHE`, else the user's cache folder."""
+    """The folder of decoded tiles: `cache`, else `CRC_HELPERS_CACHE`, else the user's cache."""
     folder = cache or os.environ.get("CRC_HELPERS_CACHE") or pooch.os_cache("crc_helpers")
     return Path(folder).expanduser()
 
@@ -30,37 +30,31 @@ def cache_folder(cache: str | Path | None = None) -> Path:
 def cached(
     name: str, parts: tuple, cache: str | Path | None, build: Callable[[Path], None]
 ) -> Path:
-    """The folder of this key; where it is not there yet, `build` fills it, all or nothing."""
+    """The folder in the cache for this name and these parts; `build` fills a new one."""
     key = hashlib.sha256(repr((name, *parts)).encode()).hexdigest()[:24]
     final = cache_folder(cache) / f"{name}-{key}"
-    try:
-        if not final.is_dir():
-            with whole_folder(final) as unfinished:
-                if unfinished:
-                    build(unfinished)
-                    save_json(unfinished / HASHES, hashes(unfinished))
-    except OSError as error:
-        raise DataError(
-            f"{final.parent}: cannot be written ({error}); set the environment variable "
-            "CRC_HELPERS_CACHE to a folder that can"
-        ) from error
+    with writing(final.parent), whole_folder(final) as unfinished:
+        if unfinished:
+            build(unfinished)
+            save_json(unfinished / HASHES, hashes(unfinished))
     return final
 
 
 @contextlib.contextmanager
 def whole_folder(final: Path) -> Iterator[Path | None]:
-    """A temporary sibling that becomes `final` at the end, or leaves nothing behind.
+    """A temporary folder that becomes `final` if the block succeeds, else is removed.
 
-    One process at a time fills it; others wait, and get None. What a killed one has left goes
-    first.
+    One process at a time fills it; None where `final` is there. What a killed process has left is
+    removed first.
     """
-    final = Path(os.path.abspath(final))
-    if not final.name:
-        raise DataError(f"{final}: the whole disk; choose a new folder in it (--out)")
+    if final.exists():
+        yield None
+        return
+    final = final.absolute()
     final.parent.mkdir(parents=True, exist_ok=True)
     unfinished = final.with_name(f".{final.name}.part")
     with FileLock(final.with_name(f".{final.name}.lock")):  # a dead process holds none
-        if final.is_dir():  # from before, or another process was faster and made the same
+        if final.exists():  # another process was faster
             yield None
             return
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -73,9 +67,8 @@ def whole_folder(final: Path) -> Iterator[Path | None]:
 
 
 def hashes(folder: Path, pattern: str = "[!.]*") -> dict[str, str]:
-    """SHA-256 of each file of a folder but for HASHES itself, and for what a system puts there."""
-    files = sorted(path for path in folder.glob(pattern) if path.name != HASHES)
-    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+    """SHA-256 of each visible file of a folder, by its name, but for HASHES itself."""
+    return {p.name: file_hash(p) for p in sorted(folder.glob(pattern)) if p.name != HASHES}
 
 
 def code_of(package: ModuleType) -> str:
@@ -84,7 +77,7 @@ def code_of(package: ModuleType) -> str:
 
 
 def write_table(folder: Path, table: pd.DataFrame, notes: Iterable[str]) -> None:
-    """The table and the notes, which are said once: here, where the tiles are made."""
+    """Write the table of a cache's tiles and its notes, and print the notes this once."""
     columns = ("id", "class", "group", "partition", "votes", *METADATA)
     keep = [c for c in columns if c in table]
     table[keep].to_csv(folder / "table.csv", index=False, lineterminator="\n")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pooch
 
-from crc_helpers.sources.base import About, DataError, Scan, Source, given_root
+from crc_helpers.sources.base import About, DataError, Listing, Source
 from crc_helpers.sources.cache import cache_folder, whole_folder
 
 EBHI_DOI = "doi:10.6084/m9.figshare.21540159.v1/"
@@ -28,23 +28,21 @@ EBHI = About(
     default_classes=("Low-grade IN", "Adenocarcinoma"),
     mask_name="glands",
 )
+LAYOUT = (
+    "expected all of EBHI-Seg's classes; run `crc-course data prepare ebhi`, or give the folder"
+    " with EBHI-SEG"
+)
+PARTS = tuple(f"{name}/image" for name in EBHI_CLASSES)
 
 
-def _locate(root: Path | None) -> Path:
-    hint = "run `crc-course data prepare ebhi`, or pass the folder with EBHI-SEG (--data-root)"
-    root = given_root(root, "ebhi", hint)
-    wanted = [f"{name}/image" for name in EBHI_CLASSES]
-    places = (path for depth in range(4) for path in sorted(root.glob("*/" * depth + wanted[0])))
-    root = next((path.parents[1] for path in places), root)
-    for name in wanted:
-        if not (root / name).is_dir():
-            raise DataError(f"{root / name}: missing, expected all of EBHI-Seg's classes; {hint}")
-    return root
+def _locate(folder: Path) -> Path:
+    places = (path for depth in range(4) for path in sorted(folder.glob("*/" * depth + PARTS[0])))
+    return next((path.parents[1] for path in places), folder)
 
 
 def _folders(root: Path) -> list[str]:
-    labels = [f"{name}/label" for name in EBHI_CLASSES if (root / name / "label").is_dir()]
-    return [f"{name}/image" for name in EBHI_CLASSES] + labels
+    masks = [f"{name}/label" for name in EBHI_CLASSES]
+    return [*PARTS, *(name for name in masks if (root / name).is_dir())]
 
 
 def ebhi_case(file: str) -> str:
@@ -57,26 +55,26 @@ def ebhi_case(file: str) -> str:
     return re.sub("^GTGT", "GT", file.split("-")[0].upper())
 
 
-def _read(root: Path, found: Scan) -> tuple[pd.DataFrame, list[str]]:
-    rows, dropped, unmasked = [], [], 0
+def _tabulate(_: Path, listing: Listing) -> tuple[pd.DataFrame, list[str]]:
+    rows, repeated, unmasked = [], [], 0
     for name in EBHI_CLASSES:
-        files, masks = found.files[f"{name}/image"], set(found.files.get(f"{name}/label", ()))
+        files, masks = listing.files[f"{name}/image"], set(listing.files.get(f"{name}/label", ()))
         for file in files:
             if file.startswith("GTGT") and file[2:] in files:
-                dropped.append(file)  # the one doubled prefix repeats its neighbour exactly
+                repeated.append(file)  # the one doubled prefix repeats its neighbour exactly
                 continue
             unmasked += file not in masks
             mask = f"{name}/label/{file}" if file in masks else ""
             # a file name alone is not unique: some cases count their tiles anew in each class
             rows.append((f"{name}/{file}", name, ebhi_case(file), f"{name}/image/{file}", mask))
-    notes = [f"{file}: left out, it repeats {file[2:]}" for file in dropped]
+    notes = [f"{file}: left out, it repeats {file[2:]}" for file in repeated]
     if unmasked:
         notes.append(f"tiles without a published gland mask, theirs is all zero: {unmasked:,}")
     return pd.DataFrame(rows, columns=["id", "class", "group", "file", "mask"]), notes
 
 
 def ebhi_folder() -> Path:
-    """Where `prepare("ebhi")` puts the data set unless it is told otherwise."""
+    """The folder of the data set where no other is given."""
     return cache_folder() / "ebhi"
 
 
@@ -93,29 +91,29 @@ def download_ebhi(out: Path, record: Callable[[Path], pooch.Pooch] = ebhi_record
     An archive that already lies in `out` (fetched by hand) is unpacked instead. Names in it that
     climb out of the folder, and links, become plain files inside (`zipfile`).
     """
-    out = out.expanduser()
-    final = out / "EBHI-SEG"
+    final, step = out / "EBHI-SEG", "EBHI-Seg: not downloaded"
     if final.is_dir():
-        _locate(final)
+        SOURCE.root(final)
         return final
-    by_hand = f"fetch its archive by hand from {EBHI_PAGE} and put it into {out}"
     try:
         out.mkdir(parents=True, exist_ok=True)
         archive = next(iter(sorted(out.glob("*.zip"))), None)
         if archive is None:
-            listed = record(out)
-            name = next(name for name in listed.registry if name.lower().endswith(".zip"))
-            archive = Path(listed.fetch(name, progressbar=True))
-    except (OSError, ValueError, LookupError, StopIteration) as error:  # of requests and pooch
-        raise DataError(f"EBHI-Seg: not downloaded ({error}); try again, or {by_hand}") from error
-    try:
+            files = record(out)
+            name = next(name for name in files.registry if name.lower().endswith(".zip"))
+            archive = Path(files.fetch(name, progressbar=True))
+        step = f"{archive}: not unpacked"
         with whole_folder(final) as unfinished:
             if unfinished:
                 pooch.Unzip(extract_dir=str(unfinished))(str(archive), "update", None)
-                _locate(unfinished)
-    except (OSError, ValueError, RuntimeError, EOFError, zipfile.BadZipFile) as error:
-        raise DataError(f"{archive}: not unpacked ({error}); remove it, and {by_hand}") from error
+                SOURCE.root(unfinished)
+    # Of requests, pooch and zipfile.
+    except (LookupError, OSError, RuntimeError, StopIteration, ValueError, zipfile.BadZipFile) as e:
+        raise DataError(
+            f"{step} ({e}); try again, or remove it, and fetch its archive by hand from {EBHI_PAGE}"
+            f" into {out}"
+        ) from e
     return final
 
 
-SOURCE = Source(EBHI, _locate, _folders, _read)
+SOURCE = Source(EBHI, LAYOUT, PARTS, _locate, _folders, _tabulate)

@@ -10,30 +10,22 @@ from pathlib import Path
 
 import pandas as pd
 
-from crc_helpers.sources.base import (
-    SUFFIXES,
-    About,
-    DataError,
-    Scan,
-    Source,
-    given_root,
-    list_folder,
-)
+from crc_helpers.sources.base import SUFFIXES, About, DataError, Listing, Source, list_folder
 from crc_helpers.sources.tables import match, read_table, refuse
 
 ABOUT = About("your own folder", "yours to state")
-PARTS = {"train": "train", "test": "test"} | dict.fromkeys(("val", "valid", "validation"), "train")
+LAYOUT = (
+    "expected <class>/*.png, one sub-folder of images a class; where images lie directly in it,"
+    " give the folder above"
+)
+PARTITIONS = {"test": "test"} | dict.fromkeys(("train", "val", "valid", "validation"), "train")
 WRAPPERS = ("images", "data", "dataset")  # what archives put around the folders of classes
 
 
-def _locate(root: Path | None) -> Path:
-    hint = "pass a folder with one sub-folder of images a class (--data-root)"
-    root = given_root(root, "folder", hint)
-    while len(inner := _below(root)) == 1 and inner[0].lower() in (*WRAPPERS, root.name.lower()):
-        if _images(root / inner[0]):
-            break
-        root = root / inner[0]
-    return root
+def _locate(folder: Path) -> Path:
+    inner = [folder / name for name in _below(folder)]
+    is_wrapper = len(inner) == 1 and inner[0].name.lower() in (*WRAPPERS, folder.name.lower())
+    return _locate(inner[0]) if is_wrapper and not _images(inner[0]) else folder
 
 
 def _below(folder: Path) -> list[str]:
@@ -47,81 +39,81 @@ def _images(folder: Path) -> list[str]:
 
 def _folders(root: Path) -> list[str]:
     """Every folder with images below the root, and every class without any, which is refused."""
-    found = []
+    folders = []
     for top in _below(root):
         walked = (Path(path) for path, *_ in os.walk(root / top))
         inside = [path for path in walked if _images(path)]
-        found += sorted(path.relative_to(root).as_posix() for path in inside) or [top]
-    return found
+        folders += sorted(path.relative_to(root).as_posix() for path in inside) or [top]
+    return folders
 
 
-def _read(root: Path, found: Scan) -> tuple[pd.DataFrame, list[str]]:
-    if not found.files:
-        raise DataError(
-            f"{root}: no folder of images in it, expected <class>/*.png; where images lie directly"
-            " in it, give the folder above, or put them into one sub-folder a class"
-        )
-    tops = {folder.split("/")[0].lower() for folder in found.files}
-    divided = {"train", "test"} <= tops <= PARTS.keys() and all("/" in f for f in found.files)
+def _tabulate(root: Path, listing: Listing) -> tuple[pd.DataFrame, list[str]]:
+    folders = listing.files
+    tops = {folder.split("/")[0].lower() for folder in folders}
+    divided = {"train", "test"} <= tops <= PARTITIONS.keys() and all("/" in f for f in folders)
+    has_groups = (root / "groups.csv").exists()
     rows = []
-    for folder, files in found.files.items():
+    for folder, files in folders.items():
         top, *rest = folder.split("/")
-        part, (name, *case) = (PARTS[top.lower()], rest) if divided else ("", [top, *rest])
-        if not files or len(case) > 1:
-            raise DataError(f"{root / folder}: {_misplaced(root, folder, files)}")
+        part, (name, *case) = (PARTITIONS[top.lower()], rest) if divided else ("", [top, *rest])
+        mixed = not case and any(other.startswith(f"{folder}/") for other in folders)
+        if not files or len(case) > 1 or (mixed and not has_groups):
+            raise DataError(_misplaced(root / folder, files, mixed))
         rows += [(f"{folder}/{file}", name, "/".join(case), part) for file in files]
     table = pd.DataFrame(rows, columns=["file", "class", "group", "partition"])
     table.insert(0, "id", table["file"])
-    notes = _left_out(root, found)
+    notes = _left_out(root, listing)
     if not divided:
         table = table.drop(columns="partition")
     elif tops - {"train", "test"}:
         notes.append("the tiles of val are joined to train, of which lesson 01 takes its own part")
-    if (root / "groups.csv").exists():
-        table["group"], said = _read_groups(root / "groups.csv", table["file"])
-        notes += said
-    elif not table["group"].any():
-        table = table.drop(columns="group")
-    else:
-        bare = table["group"] == ""
-        if bare.any():
-            raise DataError(
-                f"{root / table['file'][bare].iloc[0]}: lies beside folders of slides or cases; "
-                "move it into one, or give all their groups in groups.csv"
-            )
+    if has_groups:
+        table["group"], more = _read_groups(root / "groups.csv", table["file"])
+        notes += more
+    elif table["group"].any():
         notes.append("the folders in the classes are taken for slides or cases: no split parts one")
+    else:
+        table = table.drop(columns="group")
     return table, notes
 
 
-def _misplaced(root: Path, folder: str, files: list[str]) -> str:
-    """Why a folder can't be read, and what to do."""
+def _misplaced(folder: Path, files: list[str], mixed: bool) -> str:
+    """Why a folder cannot be read, and what to do."""
+    if mixed:
+        return (
+            f"{folder / files[0]}: lies beside folders of slides or cases; move it into one, or"
+            " give all their groups in groups.csv"
+        )
     if files:
-        return "images too deep, expected <class>/*.png or <class>/<case>/*.png; give --data-root"
-    others = sorted({Path(entry.name).suffix.lower() for entry in list_folder(root / folder)})
-    held = f" ({', '.join(others)} in it)" if any(others) else ""
+        return (
+            f"{folder}: images too deep, expected <class>/*.png or <class>/<case>/*.png; give"
+            " --data-root"
+        )
+    others = sorted({Path(entry.name).suffix.lower() for entry in list_folder(folder)})
+    endings = f" ({', '.join(others)} in it)" if any(others) else ""
     return (
-        f"no image in it{held}, expected <class>/*.png, .jpg or .tif; put images there (others"
-        " convert to PNG), or move the folder elsewhere"
+        f"{folder}: no image in it{endings}, expected <class>/*.png, .jpg or .tif; put images there"
+        " (others convert to PNG), or move the folder elsewhere"
     )
 
 
-def _left_out(root: Path, found: Scan) -> list[str]:
-    """What is not read: files beside the classes that look meant, and others among the images."""
+def _left_out(root: Path, listing: Listing) -> list[str]:
+    """Notes on files that are not read, beside the classes and among their images."""
     notes = []
     for entry in sorted(list_folder(root), key=lambda entry: entry.name):
         if entry.name.lower().startswith("group") and entry.name != "groups.csv":
             notes.append(f"{entry.name}: NOT read; groups come from a text table, groups.csv")
     if strays := _images(root):
         notes.append(f"NOT read: {len(strays):,} images beside the folders of the classes")
-    for folder in found.files:
+    for folder in listing.files:
         endings = Counter(
             Path(entry.name).suffix.lower() or "no ending"
             for entry in list_folder(root / folder)
             if entry.is_file() and not entry.name.lower().endswith(SUFFIXES)
         )
         if endings:
-            said = ", ".join(f"{n:,} × {kind}" for kind, n in sorted(endings.items()))
-            notes.append(f"{folder}: left out {said}")
+            counts = ", ".join(f"{n:,} × {ending}" for ending, n in sorted(endings.items()))
+            notes.append(f"{folder}: left out {counts}")
     return notes
 
 
@@ -133,4 +125,4 @@ def _read_groups(path: Path, files: pd.Series) -> tuple[pd.Series, list[str]]:
     return files.map(dict(zip(own, table["group"], strict=True))), notes
 
 
-SOURCE = Source(ABOUT, _locate, _folders, _read)
+SOURCE = Source(ABOUT, LAYOUT, (), _locate, _folders, _tabulate)

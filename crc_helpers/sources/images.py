@@ -29,7 +29,7 @@ def decode(
     """Decode one image: uint8 (3, size, size), its mode and its (width, height) on disk.
 
     An image that is not square is cropped to its central square; it is then resized (bicubic).
-    `content`, where it was not read from `path` but uploaded: then `path` only names it.
+    content: of an uploaded file, which `path` only names. Raises DataError.
     """
     image = _load(path, content)
     mode, shape = image.mode, image.size
@@ -37,20 +37,21 @@ def decode(
 
 
 def decode_mask(path: Path, size: int, shape: tuple[int, int]) -> np.ndarray:
-    """Decode one grey mask, uint8 0/1 (size, size); foreground is above 127 (edges are smooth)."""
+    """Decode one grey mask, uint8 0/1 (size, size); foreground is above 127 (edges are smooth).
+
+    shape: (width, height) of its image. Raises DataError for another shape, and for values of 0
+    and 1, as many label files have.
+    """
     image = _load(path)
-    if image.size != shape:
+    grey = image.convert("L")
+    brightest = grey.getextrema()[1]
+    if image.size != shape or 0 < brightest <= 127:
         raise DataError(
-            f"{path}: a mask of {image.width}×{image.height} px, expected the size of its image, "
-            f"{shape[0]}×{shape[1]}; restore it"
+            f"{path}: a mask of {image.width}×{image.height} px whose brightest value is"
+            f" {brightest}, expected the size of its image, {shape[0]}×{shape[1]}, and 0 outside,"
+            " 255 inside; restore or convert it"
         )
-    image = image.convert("L")
-    if 0 < (brightest := image.getextrema()[1]) <= 127:
-        raise DataError(
-            f"{path}: a mask whose brightest value is {brightest}, expected 0 outside and 255"
-            " inside; convert it"
-        )
-    return (np.asarray(_fit(image, size)) > 127).astype(np.uint8)
+    return (np.asarray(_fit(grey, size)) > 127).astype(np.uint8)
 
 
 def _fit(image: Image.Image, size: int) -> Image.Image:
@@ -64,25 +65,22 @@ def _load(path: Path, content: bytes | None = None) -> Image.Image:
     try:
         content = path.read_bytes() if content is None else content
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
-            _refuse_unusual(path, image)
-            image.verify()  # checksums; the file has to be opened again afterwards
-        image = Image.open(io.BytesIO(content), formats=FORMATS)
-        image.load()
-        return ImageOps.exif_transpose(image)
-    except DataError:
-        raise
-    except UnidentifiedImageError as error:
-        raise DataError(f"{path}: {_what_it_is(content)}") from error
+            if not (why := _unusual(image)):
+                image.verify()  # checksums; the file has to be opened again afterwards
+                image = Image.open(io.BytesIO(content), formats=FORMATS)
+                image.load()
+                return ImageOps.exif_transpose(image)
+    except UnidentifiedImageError:
+        why = _unidentified(content)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise DataError(f"{path}: {error}; cut it into tiles first") from error
+        why = f"{error}; cut it into tiles first"
     except Exception as error:  # on damaged bytes a decoder may raise anything
-        raise DataError(
-            f"{path}: unreadable, truncated or damaged ({error}); copy or download it again"
-        ) from error
+        why = f"unreadable, truncated or damaged ({error}); copy or download it again"
+    raise DataError(f"{path}: {why}")
 
 
-def _what_it_is(content: bytes) -> str:
-    """Why Pillow doesn't know a file: what kind of TIFF it is, where it is one."""
+def _unidentified(content: bytes) -> str:
+    """Why Pillow does not open a file: of a TIFF, its kind."""
     try:
         with tifffile.TiffFile(io.BytesIO(content)) as opened:
             page = opened.pages[0]
@@ -94,17 +92,18 @@ def _what_it_is(content: bytes) -> str:
         return "not a PNG, JPEG or TIFF image; copy or download it again"
 
 
-def _refuse_unusual(path: Path, image: Image.Image) -> None:
+def _unusual(image: Image.Image) -> str:
+    """Why an image cannot be a tile, or nothing."""
     # Pillow would read more bits as 8 in silence, and those of a planar TIFF as noise.
     bits = image.tag_v2.get(BITS_PER_SAMPLE, (1,)) if image.format == "TIFF" else (8,)
-    deep = image.mode[0] in "IF" or any(";16" in str(tile[3]) for tile in image.tile)
-    if deep or max(bits) > 8:
-        raise DataError(f"{path}: more than 8 bits a channel; {CONVERT}")
+    if image.mode[0] in "IF" or any(";16" in str(t[3]) for t in image.tile) or max(bits) > 8:
+        return f"more than 8 bits a channel; {CONVERT}"
     if image.mode not in ("RGB", *CONVERTED):
-        raise DataError(f"{path}: colour mode {image.mode}; {CONVERT}")
+        return f"colour mode {image.mode}; {CONVERT}"
     # A JPEG may hold a preview beside its picture (MPO); pages and animations are several pictures.
     if image.format in ("TIFF", "PNG") and getattr(image, "n_frames", 1) > 1:
-        raise DataError(f"{path}: {image.n_frames} pages, expected one; export one page as a tile")
+        return f"{image.n_frames} pages, expected one; export one page as a tile"
+    return ""
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -117,11 +116,11 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def decode_all(root: Path, table: pd.DataFrame, size: int, keep: Callable[..., None]) -> list[str]:
-    """Decode every file of `table`, a shard at a time, which `keep(number, images=…)` takes.
+    """Decode all files of a table, calling `keep(number, images=…)` for each shard.
 
     images: uint8 (n, 3, size, size), and masks, uint8 (n, size, size), where the table names any.
-    Returns what must be said. Raises DataError, naming the first file that cannot be used and how
-    many more there are.
+    Returns notes on modes and sizes. Raises DataError, naming the first file that cannot be used
+    and how many more there are.
     """
     modes, shapes, errors = Counter(), Counter(), []
     masked = "mask" in table
@@ -157,13 +156,13 @@ def decode_all(root: Path, table: pd.DataFrame, size: int, keep: Callable[..., N
 
 
 def _describe(modes: Counter, shapes: Counter, size: int) -> list[str]:
-    listed = ", ".join(f"{count:,} {mode}" for mode, count in modes.most_common())
+    counts = ", ".join(f"{count:,} {mode}" for mode, count in modes.most_common())
     converted = "" if set(modes) == {"RGB"} else ": converted to RGB, transparency over white"
     (width, height), count = shapes.most_common(1)[0]
     sizes = f"{count:,} of {width}×{height} px"
     sizes += f", {shapes.total() - count:,} of {len(shapes) - 1:,} other sizes" * (len(shapes) > 1)
     fitted = f": cropped to their central square and resized to {size} px"
     return [
-        f"colour modes: {listed}{converted}",
+        f"colour modes: {counts}{converted}",
         f"image sizes: {sizes}{'' if set(shapes) == {(size, size)} else fitted}",
     ]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from crc_helpers.sources.base import METADATA, About, DataError, Scan, Source, given_root
+from crc_helpers.sources.base import METADATA, About, DataError, Listing, Source
 from crc_helpers.sources.tables import match, read_table, refuse
 
 MHIST_COLUMNS = {
@@ -15,11 +15,6 @@ MHIST_COLUMNS = {
     "votes": "Number of Annotators who Selected SSA (Out of 7)",
     "partition": "Partition",
 }
-MHIST_FORM = (
-    "MHIST is given out by its authors after a form (Dataset Research Use Agreement) at "
-    "https://bmirds.github.io/MHIST : fill it in, unpack images.zip beside annotations.csv, "
-    "and pass that folder as root (--data-root)"
-)
 MHIST = About(
     "MHIST, Wei et al. 2021, arXiv 2101.12355",
     "Dataset Research Use Agreement; not redistributable",
@@ -27,26 +22,26 @@ MHIST = About(
     mask_name="diagnostic region",  # where there are masks: drawn tiles in MHIST's layout
     mpp=2.0,
 )
-
-
-def _locate(root: Path | None) -> Path:
-    root = given_root(root, "mhist", MHIST_FORM)
-    for part in ("annotations.csv", "images"):
-        if not (root / part).exists():
-            raise DataError(f"{root / part}: missing; {MHIST_FORM}")
-    return root
+LAYOUT = (
+    "expected images/ beside annotations.csv. MHIST is given out by its authors after a form"
+    " (Dataset Research Use Agreement) at https://bmirds.github.io/MHIST : fill it in, unpack"
+    " images.zip beside annotations.csv, and give that folder"
+)
+MASKS = "masks/diagnostic"
 
 
 def _folders(root: Path) -> list[str]:
-    masks = ["masks/diagnostic"] if (root / "masks" / "diagnostic").is_dir() else []
-    return ["images", *masks]
+    return ["images", *([MASKS] if (root / MASKS).is_dir() else [])]
 
 
-def read(root: Path, found: Scan) -> tuple[pd.DataFrame, list[str]]:
-    """The rows of `annotations.csv`, each checked against its image, and what must be said."""
+def tabulate(root: Path, listing: Listing) -> tuple[pd.DataFrame, list[str]]:
+    """The rows of `annotations.csv`, each checked and with its image, and notes."""
     path = root / "annotations.csv"
     table, notes = read_table(path, MHIST_COLUMNS, optional=["Slide", *METADATA])
-    images = match(path, table["id"], found.files["images"], root / "images")
+    for name in ["images", MASKS]:
+        if name in listing.files:
+            files = match(path, table["id"], listing.files[name], root / name)
+            table["file" if name == "images" else "mask"] = f"{name}/" + files
     table["class"] = table["class"].str.upper()
     table["partition"] = table["partition"].str.lower()
     label, part, votes = table["class"], table["partition"], table["votes"]
@@ -63,29 +58,23 @@ def read(root: Path, found: Scan) -> tuple[pd.DataFrame, list[str]]:
         parts = table.groupby("group")["partition"].transform("nunique")
         why = "is in both partitions; keep all tiles of a slide in one"
         refuse(parts > 1, path, table["group"], why)
-    table["file"] = "images/" + images
-    if "masks/diagnostic" in found.files:
-        folder = root / "masks" / "diagnostic"
-        masks = match(path, table["id"], found.files["masks/diagnostic"], folder)
-        table["mask"] = "masks/diagnostic/" + masks
     return table, notes
 
 
-def declared(root: Path, about: About) -> About:
-    """What a data set says of itself in `about.json`, so that drawn tiles stay drawn tiles."""
+def described(root: Path, about: About) -> About:
+    """The description with what `about.json` adds, so that drawn tiles do not pass for MHIST."""
     path = root / "about.json"
     if not path.is_file():
         return about
     try:
-        known = json.loads(path.read_text(encoding="utf-8"))
-        mpp = float(known["mpp"])
-        if not 0 < mpp < 1000:
-            raise ValueError(f"mpp {mpp}")
-        return replace(about, origin=str(known["source"]), licence=str(known["licence"]), mpp=mpp)
+        own = json.loads(path.read_text(encoding="utf-8"))
+        mpp = float(own["mpp"])
+        return replace(about, origin=str(own["source"]), licence=str(own["licence"]), mpp=mpp)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(
             f"{path}: expected source, licence and mpp as JSON ({error!r}); restore or remove it"
         ) from error
 
 
-SOURCE = Source(MHIST, _locate, _folders, read)
+PARTS = ("annotations.csv", "images")
+SOURCE = Source(MHIST, LAYOUT, PARTS, lambda folder: folder, _folders, tabulate)

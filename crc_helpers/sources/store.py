@@ -1,4 +1,4 @@
-"""Tiles on disk in shards, plain NumPy files that are read when they are asked for.
+"""Tiles on disk in shards, plain NumPy files that are read when they are indexed.
 
 100,000 tiles of 224 px are 15 GB, more than a laptop's memory. They are read with ordinary reads:
 the pages of a memory map count as this process's own memory, and come from a cold disk more slowly.
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-SHARD = 1020  # tiles in a file, whole slides of six: 154 MB at 224 px
+SHARD = 1020  # tiles in a file, whole slides of six tiles: 154 MB at 224 px
 HASHES = "hashes.json"  # beside the shards: SHA-256 of each file of their folder
 
 
@@ -20,11 +20,9 @@ class TileStore:
     dtype = np.dtype(np.uint8)
 
     def __init__(self, folder: Path, name: str) -> None:
-        """Open `<folder>/<name>-*.npy`; raises ValueError where there is none, or a damaged one."""
+        """Open `<folder>/<name>-*.npy`; raises OSError or ValueError where one is damaged."""
         self.folder = folder
-        self.files = sorted(folder.glob(f"{name}-*.npy"))
-        if not self.files:
-            raise ValueError(f"no {name}-*.npy in {folder}")
+        self.files = sorted(folder.glob(f"{name}-*.npy")) or [folder / f"{name}-00000.npy"]
         shards = [np.load(file, mmap_mode="r") for file in self.files]  # their headers are read
         self.start = shards[0].offset  # bytes before the first tile
         self.shard, *self.tile_shape = shards[0].shape  # the last shard may be smaller
@@ -73,9 +71,10 @@ def save_shard(folder: Path, number: int, **tiles: np.ndarray) -> None:
 
 
 def content_hash(tiles: np.ndarray | TileStore) -> str:
-    """A hash of tiles: of an array's bytes; of a store, what was noted when it was written."""
+    """A hash of tiles: of an array's bytes; of a store, of its hashes and the rows chosen."""
     if not isinstance(tiles, TileStore):
         return hashlib.sha256(np.ascontiguousarray(tiles).data).hexdigest()
-    noted = tiles.folder / HASHES
-    found = [noted.read_bytes()] if noted.is_file() else [f.read_bytes() for f in tiles.files]
-    return hashlib.sha256(b"".join([*found, tiles.rows.tobytes()])).hexdigest()
+    written = tiles.folder / HASHES
+    files = [written] if written.is_file() else tiles.files
+    parts = [*(file.read_bytes() for file in files), tiles.rows.tobytes()]
+    return hashlib.sha256(b"".join(parts)).hexdigest()

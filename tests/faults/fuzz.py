@@ -25,7 +25,7 @@ from PIL import Image
 from crc_helpers.sources import folder as folder_reader
 from crc_helpers.sources import images as image_reader
 from crc_helpers.sources import mhist
-from crc_helpers.sources.base import DataError, Scan
+from crc_helpers.sources.base import DataError, Listing
 from crc_helpers.sources.tables import read_table
 
 KINDS = [("PNG", {}), ("JPEG", {}), ("JPEG", {"progressive": True}), ("TIFF", {}),
@@ -105,7 +105,7 @@ def judge(kind: str, read: Callable[[], Any]) -> None:
 
 def judge_labels(path: Path) -> None:
     """Annotations that are read have known labels, votes and parts, and a row for each file."""
-    table, _ = mhist.read(path.parent, Scan({"images": ["a.png", "b.png"]}, ""))
+    table, _ = mhist.tabulate(path.parent, Listing({"images": ["a.png", "b.png"]}, ""))
     assert set(table["class"]) <= {"HP", "SSA"} and set(table["partition"]) <= {"train", "test"}
     assert table["votes"].astype(int).between(0, 7).all() and set(table["id"]) == {"a.png", "b.png"}
 
