@@ -5,11 +5,13 @@ from collections.abc import Callable
 import numpy as np
 import pandas as pd
 import torch
+from scipy.optimize import minimize_scalar
 from scipy.stats import binomtest, rankdata
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import log_loss
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
-from torchmetrics.functional.classification import multiclass_calibration_error
+from torchmetrics.functional.classification import binary_calibration_error
 
 # Table 2 of Jain & Lynn (2025) as counts: rows truth, columns prediction, in the order HP, SSA.
 # It is the only matrix of 99 + 99 images that gives the printed accuracy and recalls.
@@ -169,14 +171,40 @@ def precision_at_prevalence(recall: float, specificity: float, prevalence: float
 def expected_calibration_error(
     labels: np.ndarray, probabilities: np.ndarray, bins: int = 10
 ) -> float:
-    """Return the mean gap between confidence and accuracy over equal-width bins, weighted by size.
+    """Return the mean gap between the second class's probability and its share of the tiles, over
+    equal-width bins of that probability, weighted by their tiles.
 
     labels (N,), probabilities (N, C). Source: Guo et al. 2017, arXiv 1706.04599.
     """
     if not len(labels):
         return float("nan")
-    found = torch.from_numpy(probabilities), torch.from_numpy(labels)
-    return float(multiclass_calibration_error(*found, probabilities.shape[1], n_bins=bins))
+    score, positive = torch.from_numpy(probabilities[:, 1].copy()), torch.from_numpy(labels == 1)
+    return float(binary_calibration_error(score, positive.long(), bins, validate_args=False))
+
+
+def scale_temperature(probabilities: np.ndarray, temperature: float) -> np.ndarray:
+    """Return the probabilities (N, C) that a network gives once its logits are divided by a
+    temperature.
+
+    Needs no logits: softmax(logits / T) is p ** (1 / T), made to sum to one.
+    """
+    powers = probabilities ** (1 / temperature)
+    return powers / powers.sum(axis=1, keepdims=True)
+
+
+def fit_temperature(labels: np.ndarray, probabilities: np.ndarray) -> float:
+    """Return the temperature, from 0.05 to 20, that minimises the log loss; 1 without tiles.
+
+    labels (N,), probabilities (N, C), of the validation part. Source: as above.
+    """
+
+    def loss(log_temperature: float) -> float:
+        scaled = scale_temperature(probabilities, np.exp(log_temperature))
+        return log_loss(labels, scaled, labels=range(probabilities.shape[1]))
+
+    if not len(labels):
+        return 1.0
+    return float(np.exp(minimize_scalar(loss, bounds=np.log([0.05, 20]), method="bounded").x))
 
 
 def colour_statistics(images: np.ndarray, batch: int = 256) -> np.ndarray:

@@ -2,10 +2,12 @@
 
 import numpy as np
 import pytest
+from scipy.special import softmax
 from sklearn.metrics import (
     accuracy_score,
     balanced_accuracy_score,
     confusion_matrix,
+    log_loss,
     precision_recall_fscore_support,
     roc_auc_score,
 )
@@ -17,9 +19,11 @@ from crc_helpers.evaluation import (
     colour_statistics,
     expand_counts,
     expected_calibration_error,
+    fit_temperature,
     macro_auc,
     per_class,
     precision_at_prevalence,
+    scale_temperature,
     share_interval,
     summarise,
     wilson_interval,
@@ -234,11 +238,36 @@ def binary(confidence):
 
 
 def test_the_calibration_error_by_hand():
-    # Two tiles at 0.95 of which one is right, three at 0.65 of which two are.
-    probabilities = binary([0.95, 0.95, 0.65, 0.65, 0.65])
-    labels = np.array([1, 0, 1, 1, 0])
-    expected = 2 / 5 * (0.95 - 1 / 2) + 3 / 5 * (2 / 3 - 0.65)
+    # Two tiles at 0.95 of which one is right, three at 0.25 of which one is: the error is of the
+    # second class's probability, not of the class that is called.
+    probabilities, labels = binary([0.95, 0.95, 0.25, 0.25, 0.25]), np.array([1, 0, 0, 1, 0])
+    expected = 2 / 5 * (0.95 - 1 / 2) + 3 / 5 * (1 / 3 - 0.25)
     assert expected_calibration_error(labels, probabilities) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("temperature", [0.4, 1.0, 3.0])
+def test_a_temperature_divides_the_logits(temperature):
+    logits = 5 * np.random.default_rng(0).normal(size=(30, 3))
+    expected = softmax(logits / temperature, axis=1)
+    np.testing.assert_allclose(scale_temperature(softmax(logits, axis=1), temperature), expected)
+
+
+def test_the_temperature_found_is_the_best_of_a_grid_and_undoes_overconfidence():
+    logits = 2 * np.random.default_rng(0).normal(size=(4000, 2))
+    labels = (np.random.default_rng(1).random(4000) < softmax(logits, axis=1)[:, 1]).astype(int)
+    overconfident = softmax(2.5 * logits, axis=1)
+    grid = np.linspace(1, 5, 401)
+    losses = [log_loss(labels, softmax(2.5 * logits / t, axis=1)) for t in grid]
+    found = fit_temperature(labels, overconfident)
+    assert found == pytest.approx(grid[np.argmin(losses)], abs=0.01)
+    assert found == pytest.approx(2.5, rel=0.1)
+    repaired = scale_temperature(overconfident, found)
+    errors = [expected_calibration_error(labels, p) for p in (overconfident, repaired)]
+    assert errors[1] < 0.03 < 0.08 < errors[0]
+
+
+def test_without_validation_tiles_nothing_is_scaled():
+    assert fit_temperature(np.array([], int), np.empty((0, 2))) == 1
 
 
 # --- Colour --------------------------------------------------------------------------------------
