@@ -43,6 +43,14 @@ CONFIRMED = (
     *("from scratch", "random encoder, probe", "pre-trained, frozen probe"),
     *("pre-trained, fine-tuned", "pre-trained, probe first", "the paper's recipe, fine-tuned"),
 )
+FEW_ARMS = {  # arms of the study `effects` with few labels, and their names in metrics.json
+    "frozen, pre-trained": "frozen_pretrained",
+    "frozen, random": "frozen_random",
+    "colour only": "colour_only",
+    "from scratch, patient": "scratch",
+    "fine-tuned whole": "fine_tuned",
+    "probe first, fine-tuned": "probe_first",
+}
 BACKBONES = ("resnet8", "convnext_atto", "vit_tiny_patch16_224")
 FEW = ", 10 % of the labels"
 

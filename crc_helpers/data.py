@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from crc_helpers.runs import (
+    SHIPPED,
     RunError,
     as_text,
     file_hash,
@@ -337,3 +338,12 @@ def recall(run: str | Path, start_from: str) -> tuple[Tiles, Split]:
     if not same:
         raise RunError(f"{table} does not fit the data any more: run lesson 01 again")
     return tiles, parts
+
+
+def is_shipped(run: str | Path, start_from: str) -> bool:
+    """Return whether a run has the course's own tiles and split: the shipped ones, or as drawn."""
+    own, shipped = (
+        read_json(file) | {"digest": None}
+        for file in (start_file("data.json", run, start_from), SHIPPED / "data.json")
+    )
+    return own == shipped

@@ -25,7 +25,16 @@ from sklearn.preprocessing import StandardScaler
 from crc_helpers import style
 from crc_helpers.estimates import curve_panels, interval_panels, intervals  # noqa: F401
 from crc_helpers.runs import atomic_path
-from crc_helpers.style import colours, drawable, set_style  # noqa: F401 (for lessons)
+from crc_helpers.style import (  # noqa: F401 (for lessons)
+    ARMS,
+    CHANCE,
+    CHOSEN,
+    CONTROLS,
+    VALUE,
+    colours,
+    drawable,
+    set_style,
+)
 
 Array, Names = np.ndarray, Sequence[str]
 Mask = Array | None  # uint8 (H, W), or (N, H, W) of N tiles: 1 in the pixels that decide
