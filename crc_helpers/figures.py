@@ -104,12 +104,17 @@ def table(cells: Sequence[Callable[[Axes], None]], columns: int, width: float) -
 
 
 def tile_grid(
-    images: Array, titles: Names = (), columns: int = 4, masks: Mask = None, width: float = 2.6
+    images: Array, titles: Names = (), columns=4, masks: Mask = None, width=2.6, mpp=None
 ) -> Figure:
-    """Draw tiles (3, H, W) in a grid, `width` inches each, their regions outlined if given."""
+    """Draw tiles (3, H, W) in a grid, `width` inches each, their regions outlined if given.
+
+    mpp: micrometres a pixel, for a scale bar in the first tile.
+    """
     given = zip_longest(images, titles, () if masks is None else masks)
     cells = [partial(show_tile, image=i, title=t or "", mask=mask) for i, t, mask in given]
-    return table(cells, columns, width)
+    figure = table(cells, columns, width)
+    scale_bar(figure.axes[0], mpp)
+    return figure
 
 
 def image_rows(
@@ -124,14 +129,44 @@ def image_rows(
     return table(cells, len(rows[0]), width)
 
 
-def slide(image: Array, mask: Array, titles: Names) -> Figure:
-    """Draw a slide (3, H, n * H) with its region outlined and the borders of its n tiles."""
+def labelled(image: Array, names: dict[str, tuple[float, float]], mpp: float) -> Figure:
+    """Draw a picture (3, H, W) with names beside it, each with a line to the pixel (x, y) it names.
+
+    mpp: micrometres a pixel, for the scale bar.
+    """
+    figure, ax = plt.subplots(figsize=(10.5, 6))
+    show_tile(ax, image)
+    scale_bar(ax, mpp)
+    width = image.shape[2]
+    for name, (x, y) in names.items():
+        edge, side = (-0.05, "right") if x < width / 2 else (1.05, "left")
+        line = {"arrowstyle": "-", "color": "black", "linewidth": 1.4}
+        look = {"ha": side, "va": "center", "fontsize": 12, "arrowprops": line}
+        ax.annotate(drawable(name), (x, y), (edge * width, y), annotation_clip=False, **look)
+        ax.plot(x, y, "o", color="white", markeredgecolor="black", markersize=6)
+    return figure
+
+
+def scale_bar(ax: Axes, mpp: float | None, length: int = 100) -> None:
+    """Draw a bar of `length` micrometres into a picture's lower right corner, if mpp is known."""
+    if mpp:
+        right, bottom = 0.97 * ax.get_xlim()[1], 0.95 * ax.get_ylim()[0]
+        ax.plot([right - length / mpp, right], [bottom, bottom], "k", linewidth=3)
+        box = {"facecolor": "white", "alpha": 0.75, "linewidth": 0, "pad": 1}
+        look = {"ha": "center", "va": "bottom", "fontsize": 9, "bbox": box}
+        ax.text(right - length / mpp / 2, 0.97 * bottom, f"{length} µm", **look)
+
+
+def slide(image: Array, mask: Array, titles: Names, mpp: float | None = None) -> Figure:
+    """Draw a slide (3, H, W) with its region outlined and the borders of its square tiles."""
     height, width = image.shape[1:]
-    figure, ax = plt.subplots(figsize=(15.5, 15.5 * height / width + 0.45))
+    figure, ax = plt.subplots(figsize=(15.5, 15.5 * height / width + 0.65))
     show_tile(ax, image, mask=mask)
-    for i, title in enumerate(titles):
-        ax.text((i + 0.5) * height, -8, drawable(title), ha="center", va="bottom", fontsize=10)
-        ax.axvline(i * height, color="black", linestyle=":", linewidth=1.5 if i else 0)
+    scale_bar(ax, mpp)
+    for start, title in zip(np.linspace(0, width - height, len(titles)), titles, strict=True):
+        ax.text(start + height / 2, -8, drawable(title), ha="center", va="bottom", fontsize=10)
+        square = plt.Rectangle((start, 0), height, height, fill=False, linestyle=":", linewidth=2)
+        ax.add_patch(square)
     return figure
 
 

@@ -34,6 +34,7 @@ def every_plot(a: str, b: str) -> dict:
     return {
         "tile_grid": lambda: figures.tile_grid(TILES, titles, 2, MASKS),
         "image_rows": lambda: figures.image_rows([TILES[:2], TILES[2:]], names, names),
+        "labelled": lambda: figures.labelled(TILES[0], {a: (3, 5), b: (9, 7)}, 1.0),
         "slide": lambda: figures.slide(np.concatenate([*TILES], 2), np.hstack([*MASKS]), titles),
         "explanations": lambda: figures.explanations(
             TILES, LARGE, [[(1, 1, 9, 9)]] * 4, [names] * 4, MASKS
