@@ -326,12 +326,10 @@ def _divide(tiles: Tiles, seed: int) -> Split:
 def undrawn(seed: int) -> Experiment:
     """Return a seed's experiment on drawn tissue with no pixel drawn: for what needs none."""
     cohort = make_cohort(USUAL.n_tiles, FIRST_SEED + seed)
-    unknown = dict.fromkeys(("partition", "votes", "masks", "mask_name", "mpp"))
-    tiles = Tiles(
-        np.zeros((USUAL.n_tiles, 3, 1, 1), np.uint8), cohort.label, cohort.class_names,
-        np.array(cohort.names), cohort.slide, name="synthetic", source="", licence="",
-        metadata=cohort.table, **unknown,
-    )  # fmt: skip
+    blank, ids = np.zeros((USUAL.n_tiles, 3, 1, 1), np.uint8), np.array(cohort.names)
+    facts = {"name": "synthetic", "source": "", "licence": "", "metadata": cohort.table}
+    facts |= dict.fromkeys(("partition", "votes", "masks", "mask_name", "mpp"))
+    tiles = Tiles(blank, cohort.label, cohort.class_names, ids, cohort.slide, **facts)
     return Experiment(seed, tiles, _divide(tiles, seed))
 
 

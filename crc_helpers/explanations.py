@@ -60,11 +60,9 @@ def integrated_gradients(
     Each sums to the tile's logit minus that of its mean colour. Source: Sundararajan et al. 2017,
     arXiv 1703.01365; computed by captum.
     """
+    how = {"target": target.to(images.device), "n_steps": steps, "internal_batch_size": 256}
     with evaluating(model):
-        found = IntegratedGradients(model).attribute(
-            images, mean_colour(images), target=target.to(images.device), n_steps=steps,
-            internal_batch_size=256,
-        )  # fmt: skip
+        found = IntegratedGradients(model).attribute(images, mean_colour(images), **how)
     return found.sum(dim=1).detach().float().cpu()
 
 
@@ -77,11 +75,10 @@ def occlusion(
     The square, of `window` pixels, is painted in the tile's mean colour; where squares overlap,
     their mean counts. Source: Zeiler & Fergus 2014, arXiv 1311.2901; computed by captum.
     """
+    how = {"strides": (3, stride, stride), "baselines": mean_colour(images)}
+    how["target"] = target.to(images.device)
     with evaluating(model):
-        found = Occlusion(model).attribute(
-            images, (3, window, window), strides=(3, stride, stride),
-            baselines=mean_colour(images), target=target.to(images.device),
-        )  # fmt: skip
+        found = Occlusion(model).attribute(images, (3, window, window), **how)
     return found[:, 0].float().cpu()  # the same for the three channels
 
 

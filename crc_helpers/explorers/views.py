@@ -25,13 +25,17 @@ from crc_helpers.style import BOX, SPARE
 
 # Name of a slider: field of Views, lowest and highest value.
 STRENGTHS = {
-    "smallest crop": ("crop", 0.08, 1.0), "rotation (°)": ("rotate", 0, 45),
-    "shift (share)": ("translate", 0, 0.3), "shear (°)": ("shear", 0, 30),
-    "brightness": ("brightness", 0, 0.8), "contrast": ("contrast", 0, 0.8),
-    "saturation": ("saturation", 0, 0.8), "hue (turns)": ("hue", 0, 0.5),
-    "stain": ("stain", 0, 0.8), "grey, chance": ("grayscale", 0, 1),
-    "blur, chance": ("blur", 0, 1), "widest blur (px)": ("blur_sigma", 0.3, 4),
-}  # fmt: skip
+    "smallest crop": ("crop", 0.08, 1.0),
+    "rotation (°)": ("rotate", 0, 45),
+    "shift (share)": ("translate", 0, 0.3),
+    "shear (°)": ("shear", 0, 30),
+    **{name: (name, 0, 0.8) for name in ("brightness", "contrast", "saturation")},
+    "hue (turns)": ("hue", 0, 0.5),
+    "stain": ("stain", 0, 0.8),
+    "grey, chance": ("grayscale", 0, 1),
+    "blur, chance": ("blur", 0, 1),
+    "widest blur (px)": ("blur_sigma", 0.3, 4),
+}
 SWITCHES = {"flips": "flip", "quarter turns": "turn"}  # name of a checkbox: field of Views
 
 
