@@ -118,7 +118,7 @@ MANY_PASSES = ("Integrated Gradients", "occlusion")
 def all_maps(
     model: Classifier, images: Tensor, targets: Tensor, costly: int | None = None, windows: int = 4
 ) -> dict[str, Tensor]:
-    """Return the maps of five methods by name, what speaks for the class only.
+    """Return the maps of five methods by name, with evidence against the class set to zero.
 
     costly: of how many images the maps of MANY_PASSES are made; None: of all. windows: squares a
     side that occlusion covers one by one.
@@ -140,7 +140,7 @@ def all_maps(
 
 
 def blind_maps(images: Tensor, cells: int) -> dict[str, Tensor]:
-    """Return maps that know no network, by name, as coarse as `cells` a side."""
+    """Return control maps that use no network, by name, as coarse as `cells` a side."""
     grain, images = images.shape[-1] / cells / 2, images.cpu()
     return {
         "edges": torch.from_numpy(edge_map(images, grain)),
@@ -174,10 +174,10 @@ def iou_curve(heat: np.ndarray, mask: np.ndarray, shares: Sequence[float]) -> np
 
 
 def box_overlap(heat: np.ndarray, mask: np.ndarray, threshold: float = 0.5) -> np.ndarray:
-    """Return how well the box round the largest hot region fits that of a part of the region, (N,).
+    """Return the overlap of the box around the largest hot region with the best true box, (N,).
 
-    As intersection over union, of the part where it is best; NaN for a zero map, 0 for an empty
-    region. Source: the localisation score of Choe et al. 2020, arXiv 2001.07437, at one threshold.
+    As intersection over union; a true box lies around each part of the region. NaN for a zero map,
+    0 for an empty region. Source: the localisation score of Choe et al. 2020, arXiv 2001.07437, at one threshold.
     """
     scores = []
     for one, region in zip(heat, mask, strict=True):
@@ -277,7 +277,7 @@ def imputed_fill(images: Tensor, gone: Tensor, noise: float = 0.01, rounds: int 
 
 
 def _guess(values: Tensor, known: Tensor) -> Tensor:
-    """Means of what is known nearby, from the coarsest grid down."""
+    """Fill unknown pixels with the mean of known ones nearby, from the coarsest grid down."""
     if values.shape[-1] == 1:
         return values / known.clamp(min=1e-6)
     coarse = _guess(F.avg_pool2d(values, 2), F.avg_pool2d(known, 2))
@@ -320,10 +320,10 @@ def area_under(curve: np.ndarray, shares: Sequence[float]) -> np.ndarray:
 def road(
     model: Classifier, images: Tensor, target: Tensor, heat: np.ndarray, shares: Sequence[float]
 ) -> np.ndarray:
-    """Return how much better the coldest pixels can be missed than the hottest, (N,).
+    """Return how much more the class loses without the hottest pixels than without the coldest.
 
-    Half the difference in the probability of each tile's class, averaged over shares: 0 for a map
-    that knows nothing.
+    Half the difference in the probability of each tile's class, averaged over shares, (N,): 0 for a
+    map that knows nothing.
     What is gone is imputed. Source: Rong et al. 2022, arXiv 2202.00449; halved as in
     pytorch-grad-cam's `ROADCombined`.
     """
