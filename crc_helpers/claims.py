@@ -1,4 +1,4 @@
-"""Other losses without labels, statistics for comparing, and the studies' experiment (lesson 07)."""
+"""Losses without labels, statistics for comparing, and the studies' experiment (lesson 07)."""
 
 import math
 from collections.abc import Callable, Sequence

@@ -177,7 +177,7 @@ def box_overlap(heat: np.ndarray, mask: np.ndarray, threshold: float = 0.5) -> n
     """Return the overlap of the box around the largest hot region with the best true box, (N,).
 
     As intersection over union; a true box lies around each part of the region. NaN for a zero map,
-    0 for an empty region. Source: the localisation score of Choe et al. 2020, arXiv 2001.07437, at one threshold.
+    0 for an empty region. Source: Choe et al. 2020, arXiv 2001.07437, at one threshold.
     """
     scores = []
     for one, region in zip(heat, mask, strict=True):
