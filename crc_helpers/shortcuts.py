@@ -64,8 +64,8 @@ def train_network(t: Experiment, arm: str) -> Classifier:
 @lru_cache(maxsize=1)
 def _drawn_with_ink(t: Experiment) -> Tiles:
     """The first of an experiment's drawn tiles, with a dot of ink on every one of class 1."""
-    n, ink = min(240, t.recipe.n_tiles), {"shortcut": "ink", "strength": 1.0}
-    return load_tiles("synthetic", n=n, seed=FIRST_SEED + t.seed, **ink)
+    return load_tiles("synthetic", n=min(240, t.recipe.n_tiles), seed=FIRST_SEED + t.seed,
+                      shortcut="ink", strength=1.0)  # fmt: skip
 
 
 def marked_part(t: Experiment, part: np.ndarray) -> np.ndarray:

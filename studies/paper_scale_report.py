@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 import torch
 from paper_scale import DRAWS, PRETRAINED, SCALES, SHARES, Scale, material
+from sklearn.metrics import confusion_matrix
 
 from crc_helpers import evaluation, figures, grad_cam, runs, style
 from crc_helpers.data import Tiles
@@ -67,7 +68,7 @@ def scores(probabilities: dict[str, np.ndarray], stuff: dict[str, Tiles], full: 
         groups = stuff["fresh"].groups if part == "fresh" else None
         found[part] = evaluation.summarise(labels, p, groups)
         if full:
-            counts = [[int(((labels == t) & (said == s)).sum()) for s in (0, 1)] for t in (0, 1)]
+            counts = confusion_matrix(labels, said, labels=(0, 1)).tolist()
             classes = evaluation.per_class(labels, said, stuff[part].class_names, groups)
             found[part] |= {"confusion": counts, "per_class": classes.to_dict("index")}
     return found
