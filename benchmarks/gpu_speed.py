@@ -143,8 +143,12 @@ def ready(backbone: str, size: int, n: int, repeats: int = 8, **way) -> dict[str
     first = time.perf_counter() - start
     each = seconds(step.step, repeats)
     peak = torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else float("nan")
-    return {"per_second": round(n / each, 1), "seconds": round(each, 4),
-            "first_call_seconds": round(first, 1), "memory_gib": round(peak, 1)}  # fmt: skip
+    return {
+        "per_second": round(n / each, 1),
+        "seconds": round(each, 4),
+        "first_call_seconds": round(first, 1),
+        "memory_gib": round(peak, 1),
+    }
 
 
 def beside_lightly(backbone: str, size: int, batch: int, tiles: int, fabric) -> dict[str, float]:
@@ -223,8 +227,9 @@ def main() -> None:
 
     measured.keep("pre-training, limit", limit)
     measured.keep("utilisation", utilisation)
-    measured.keep("pre-training, beside lightly",
-                  lambda: beside_lightly(name, size, batch, tiles, fabric))  # fmt: skip
+    measured.keep(
+        "pre-training, beside lightly", lambda: beside_lightly(name, size, batch, tiles, fabric)
+    )
     measured.keep("views, milliseconds", lambda: views(size, batch))
     measured.keep("fine-tuning, limit", lambda: limit(tune, False))
     measured.keep("pre-training, contiguous", lambda: limit(layout="contiguous"))

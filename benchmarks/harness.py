@@ -123,10 +123,8 @@ def draw(known: dict) -> None:
     figures.set_style()
     counts = [sum(len(race["bars"]) for race in claims.values()) for claims in machines.values()]
     height = 1.4 + 0.42 * sum(counts)
-    drawing, axes = plt.subplots(
-        len(machines), 1, figsize=(9, height), squeeze=False, height_ratios=counts,
-        layout="constrained",
-    )  # fmt: skip
+    look = {"squeeze": False, "height_ratios": counts, "layout": "constrained"}
+    drawing, axes = plt.subplots(len(machines), 1, figsize=(9, height), **look)
     for ax, (machine, claims) in zip(axes[:, 0], machines.items(), strict=True):
         names = []
         for claim, race in claims.items():

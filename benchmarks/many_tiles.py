@@ -71,8 +71,9 @@ def main() -> None:
             found = {}
             for step in ("decode", "open", "epoch"):
                 command = [sys.executable, __file__, "--measure", step, folder / f"{count}"]
-                done = subprocess.run([*command, folder / "cache"], stdout=subprocess.PIPE,
-                                      text=True, check=True)  # fmt: skip
+                done = subprocess.run(
+                    [*command, folder / "cache"], stdout=subprocess.PIPE, text=True, check=True
+                )
                 found[step] = json.loads(done.stdout.splitlines()[-1])
             keep_figures(
                 f"{count:,} tiles",

@@ -35,11 +35,9 @@ GPU = torch.cuda.is_available()
 # claim: backbone, pixels of a view, batch, batches a round, aims against lightly and the limit
 SETTINGS = {
     "pre-training, ResNet-18, 96 px": ("resnet18", 96, 128, 48 if GPU else 8, 2.5, 0.90),
-    "pre-training, ResNet-50, 224 px": (
-        "resnet50", 224, 128 if GPU else 16, 48 if GPU else 2, 5.0 if GPU else 2.0,
-        0.85 if GPU else None,
-    ),
-}  # fmt: skip
+}
+LARGE = (128, 48, 5.0, 0.85) if GPU else (16, 2, 2.0, None)
+SETTINGS["pre-training, ResNet-50, 224 px"] = ("resnet50", 224, *LARGE)
 
 
 def lightly_recipe(backbone, size, batch, folder, fabric, precision):
@@ -67,10 +65,10 @@ def lightly_steps(
     optimizer = torch.optim.SGD(model.parameters(), lr=0.06, momentum=0.9, weight_decay=5e-4)
     criterion = NTXentLoss()
     dataset = LightlyDataset(str(folder), transform=SimCLRTransform(input_size=size))
-    loader = torch.utils.data.DataLoader(
-        ConcatDataset([dataset] * repeats), batch_size=batch, shuffle=True, drop_last=True,
-        num_workers=os.cpu_count(), persistent_workers=True, pin_memory=GPU,
-    )  # fmt: skip
+    batches = {"batch_size": batch, "shuffle": True, "drop_last": True}
+    workers = {"num_workers": os.cpu_count(), "persistent_workers": True, "pin_memory": GPU}
+    several = ConcatDataset([dataset] * repeats)
+    loader = torch.utils.data.DataLoader(several, **batches, **workers)
 
     kind = fabric.device.type
 

@@ -93,18 +93,16 @@ def site(load, parts, recipe, seed, fabric, name="site") -> dict[str, float]:
     tiles, away = load(), load(scanner="Scanner C")
     network = train(tiles, parts, recipe, seed, fabric, recipe["FINE_TUNE_LR"][-1:])
     here, there = (score(network, t, parts.test, recipe, fabric)[1] for t in (tiles, away))
-    return {f"{name}: AUC at home": here, f"{name}: AUC at site C": there,
-            f"{name}: lost": here - there}  # fmt: skip
+    found = {"AUC at home": here, "AUC at site C": there, "lost": here - there}
+    return {f"{name}: {what}": value for what, value in found.items()}
 
 
 def jitter(load, parts, recipe, seed, fabric) -> dict[str, float]:
     """The same without any jitter of stain and colour in training."""
-    plain = replace(
-        augmentation.VIEWS[recipe["FINE_TUNE_VIEWS"]],
-        stain=0.0, brightness=0.0, contrast=0.0, saturation=0.0,
-    )  # fmt: skip
-    return site(load, parts, recipe | {"FINE_TUNE_VIEWS": plain}, seed, fabric,
-                "site, no colour jitter")  # fmt: skip
+    none = dict.fromkeys(("stain", "brightness", "contrast", "saturation"), 0.0)
+    plain = replace(augmentation.VIEWS[recipe["FINE_TUNE_VIEWS"]], **none)
+    without = recipe | {"FINE_TUNE_VIEWS": plain}
+    return site(load, parts, without, seed, fabric, "site, no colour jitter")
 
 
 def ink(load, parts, recipe, seed, fabric) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""Other objectives, the statistics of comparing, and the experiment studies repeat (lesson 07)."""
+"""Losses without labels, statistics for comparing, and the studies' experiment (lesson 07)."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -337,14 +337,12 @@ def _divide(tiles: Tiles, seed: int) -> Split:
 
 
 def undrawn(seed: int) -> Experiment:
-    """Return a seed's experiment on drawn tissue with no pixel drawn: for what needs none."""
+    """Return a seed's experiment on drawn tissue without its pictures, to classify by metadata."""
     cohort = make_cohort(USUAL.n_tiles, FIRST_SEED + seed)
-    unknown = dict.fromkeys(("partition", "votes", "masks", "mask_name", "mpp"))
-    tiles = Tiles(
-        np.zeros((USUAL.n_tiles, 3, 1, 1), np.uint8), cohort.label, cohort.class_names,
-        np.array(cohort.names), cohort.slide, name="synthetic", source="", licence="",
-        metadata=cohort.table, **unknown,
-    )  # fmt: skip
+    blank, ids = np.zeros((USUAL.n_tiles, 3, 1, 1), np.uint8), np.array(cohort.names)
+    facts = {"name": "synthetic", "source": "", "licence": "", "metadata": cohort.table}
+    facts |= dict.fromkeys(("partition", "votes", "masks", "mask_name", "mpp"))
+    tiles = Tiles(blank, cohort.label, cohort.class_names, ids, cohort.slide, **facts)
     return Experiment(seed, tiles, _divide(tiles, seed))
 
 

@@ -95,4 +95,6 @@ def curve_panels(
         ax.set(title=style.drawable(title), xlabel=labels[0], ylabel=labels[1])
         ax.label_outer()
         ax.legend(frameon=False, fontsize=9)
+    for ax in axes.flat[len(panels) :]:
+        ax.remove()
     return figure

@@ -60,11 +60,9 @@ def integrated_gradients(
     Each sums to the tile's logit minus that of its mean colour. Source: Sundararajan et al. 2017,
     arXiv 1703.01365; computed by captum.
     """
+    how = {"target": target.to(images.device), "n_steps": steps, "internal_batch_size": 256}
     with evaluating(model):
-        found = IntegratedGradients(model).attribute(
-            images, mean_colour(images), target=target.to(images.device), n_steps=steps,
-            internal_batch_size=256,
-        )  # fmt: skip
+        found = IntegratedGradients(model).attribute(images, mean_colour(images), **how)
     return found.sum(dim=1).detach().float().cpu()
 
 
@@ -77,11 +75,10 @@ def occlusion(
     The square, of `window` pixels, is painted in the tile's mean colour; where squares overlap,
     their mean counts. Source: Zeiler & Fergus 2014, arXiv 1311.2901; computed by captum.
     """
+    how = {"strides": (3, stride, stride), "baselines": mean_colour(images)}
+    how["target"] = target.to(images.device)
     with evaluating(model):
-        found = Occlusion(model).attribute(
-            images, (3, window, window), strides=(3, stride, stride),
-            baselines=mean_colour(images), target=target.to(images.device),
-        )  # fmt: skip
+        found = Occlusion(model).attribute(images, (3, window, window), **how)
     return found[:, 0].float().cpu()  # the same for the three channels
 
 
@@ -121,7 +118,7 @@ MANY_PASSES = ("Integrated Gradients", "occlusion")
 def all_maps(
     model: Classifier, images: Tensor, targets: Tensor, costly: int | None = None, windows: int = 4
 ) -> dict[str, Tensor]:
-    """Return the maps of five methods by name, what speaks for the class only.
+    """Return the maps of five methods by name, with evidence against the class set to zero.
 
     costly: of how many images the maps of MANY_PASSES are made; None: of all. windows: squares a
     side that occlusion covers one by one.
@@ -143,7 +140,7 @@ def all_maps(
 
 
 def blind_maps(images: Tensor, cells: int) -> dict[str, Tensor]:
-    """Return maps that know no network, by name, as coarse as `cells` a side."""
+    """Return control maps that use no network, by name, as coarse as `cells` a side."""
     grain, images = images.shape[-1] / cells / 2, images.cpu()
     return {
         "edges": torch.from_numpy(edge_map(images, grain)),
@@ -177,10 +174,10 @@ def iou_curve(heat: np.ndarray, mask: np.ndarray, shares: Sequence[float]) -> np
 
 
 def box_overlap(heat: np.ndarray, mask: np.ndarray, threshold: float = 0.5) -> np.ndarray:
-    """Return how well the box round the largest hot region fits that of a part of the region, (N,).
+    """Return the overlap of the box around the largest hot region with the best true box, (N,).
 
-    As intersection over union, of the part where it is best; NaN for a zero map, 0 for an empty
-    region. Source: the localisation score of Choe et al. 2020, arXiv 2001.07437, at one threshold.
+    As intersection over union; a true box lies around each part of the region. NaN for a zero map,
+    0 for an empty region. Source: Choe et al. 2020, arXiv 2001.07437, at one threshold.
     """
     scores = []
     for one, region in zip(heat, mask, strict=True):
@@ -280,7 +277,7 @@ def imputed_fill(images: Tensor, gone: Tensor, noise: float = 0.01, rounds: int 
 
 
 def _guess(values: Tensor, known: Tensor) -> Tensor:
-    """Means of what is known nearby, from the coarsest grid down."""
+    """Fill unknown pixels with the mean of known ones nearby, from the coarsest grid down."""
     if values.shape[-1] == 1:
         return values / known.clamp(min=1e-6)
     coarse = _guess(F.avg_pool2d(values, 2), F.avg_pool2d(known, 2))
@@ -323,10 +320,10 @@ def area_under(curve: np.ndarray, shares: Sequence[float]) -> np.ndarray:
 def road(
     model: Classifier, images: Tensor, target: Tensor, heat: np.ndarray, shares: Sequence[float]
 ) -> np.ndarray:
-    """Return how much better the coldest pixels can be missed than the hottest, (N,).
+    """Return how much more the class loses without the hottest pixels than without the coldest.
 
-    Half the difference in the probability of each tile's class, averaged over shares: 0 for a map
-    that knows nothing.
+    Half the difference in the probability of each tile's class, averaged over shares, (N,): 0 for a
+    map that knows nothing.
     What is gone is imputed. Source: Rong et al. 2022, arXiv 2202.00449; halved as in
     pytorch-grad-cam's `ROADCombined`.
     """

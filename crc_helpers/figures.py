@@ -257,6 +257,7 @@ def votes_histogram(
     ):
         ax.text(x, top, name, ha=side, va="top", color=colour, weight="bold")
     ax.set(xlabel=f"readers of seven who chose {names[1]}", ylabel="share of tiles")
+    ax.set_xticks(range(8))
     return figure
 
 
@@ -316,7 +317,7 @@ def over_epochs(logs: dict[str, pd.DataFrame], label: str) -> tuple[pd.DataFrame
     figure, axes = plt.subplots(1, 2, figsize=(11, 4))
     for ax in axes:
         ax.xaxis.get_major_locator().set_params(integer=True)
-    return pd.concat(logs, names=[label]).reset_index(label), figure, axes
+    return pd.concat(logs, names=[label, "row"]).reset_index(), figure, axes
 
 
 def loss_curve(
@@ -364,7 +365,7 @@ def learning_curves(logs: dict[str, pd.DataFrame], majority: float) -> Figure:
         chosen = log[log["chosen"] == True]  # noqa: E712 (NaN in a log without validation)
         for ax, column in ((left, "val_loss"), (right, "val_balanced_accuracy")):
             sns.lineplot(log, y=column, ax=ax, legend=ax is left, **look)
-            ax.scatter(chosen["epoch"], chosen[column], s=80, c=chosen["run"].map(inks))
+            ax.scatter(chosen["epoch"], chosen[column], s=80, c=chosen["run"].map(inks).tolist())
         left.legend(frameon=False, fontsize=9)
     left.set(title="Loss: dotted train, solid validation", ylabel="cross-entropy")
     right.set(title="Validation accuracy, ● chosen epoch", ylabel="balanced accuracy")

@@ -56,10 +56,9 @@ def train_network(t: Experiment, arm: str) -> Classifier:
         parts = [(x, labels[part]) for x, part in zip(images, (train, val), strict=True)]
         fine_tune(network, *parts, VIEWS["gentle"], t.fabric, training)
 
-    return trained_once(
-        network, learn, tiles=[content_hash(x) for x in images], labels=labels[train].tolist(),
-        arm=arm, backbone=r.backbone, code=file_hash(Path(__file__)), training=vars(training),
-    ).eval()  # fmt: skip
+    facts = {"tiles": [content_hash(x) for x in images], "labels": labels[train].tolist()}
+    facts |= {"arm": arm, "backbone": r.backbone, "training": vars(training)}
+    return trained_once(network, learn, **facts, code=file_hash(Path(__file__))).eval()
 
 
 @lru_cache(maxsize=1)
@@ -157,8 +156,8 @@ def ink_table(t: Experiment, network: Classifier, test: np.ndarray) -> pd.DataFr
     place = ink_mask(marked, clean)
     with_it, without = (predict(network, x, t.recipe.size, t.fabric) for x in (marked, clean))
     said, dotted = with_it.argmax(axis=1), place.any(axis=(1, 2))
-    table = pd.DataFrame({"label": t.labels(test), "dotted": dotted, "said": said,
-                          "said_without": without.argmax(axis=1), "p": with_it[:, 1]})  # fmt: skip
+    table = pd.DataFrame({"label": t.labels(test), "dotted": dotted, "said": said})
+    table["said_without"], table["p"] = without.argmax(axis=1), with_it[:, 1]
     table["decided"] = dotted & (table["said"] != table["said_without"])
     table["free"] = free = ~dotted & (said == 0)
     place[~dotted] = four_corners(place)

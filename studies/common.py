@@ -75,7 +75,7 @@ class Trainer(Experiment):
         return self.pretrained(replace(self.recipe, pretrain_epochs=epochs))
 
     def features(self, encoder: nn.Module, index: np.ndarray) -> Tensor:
-        """Return what an encoder says of some tiles, float32 (N, D)."""
+        """Return an encoder's features of some tiles, float32 (N, D)."""
         return embed(encoder, self.tiles.images[index], self.recipe.size, self.fabric)
 
     def fit_probe(self, encoder: Encoder, labelled: np.ndarray | None = None) -> Pipeline:
@@ -85,14 +85,14 @@ class Trainer(Experiment):
         return linear_probe(features[0], self.labels(train), features[1], self.labels(val))
 
     def probe(self, encoder: Encoder, labelled: np.ndarray | None = None) -> Answer:
-        """Return such a probe as a function."""
+        """Return a linear probe as a function from tiles to class probabilities."""
         fitted = self.fit_probe(encoder, labelled)
         return lambda index: fitted.predict_proba(self.features(encoder, index).numpy())
 
 
 @lru_cache(maxsize=3)
 def features_of(t: Trainer, encoder: str) -> Tensor:
-    """Return what an encoder says of all tiles, float32 (N, D), computed once for many rows.
+    """Return an encoder's features of all tiles, float32 (N, D), computed once for many rows.
 
     encoder: "pre-trained", "pre-trained longer" or "random".
     """
@@ -166,11 +166,8 @@ def measure(
             row = key | size | {"n_tiles": len(t.tiles)} | found
             rows.append(row | {"seconds": round(time.perf_counter() - start, 1)} | facts)
             save_table(file, rows)
-            print(
-                *(f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items()),
-                sep=", ",
-                flush=True,
-            )
+            words = (f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items())
+            print(*words, sep=", ", flush=True)
     return pd.DataFrame(rows)
 
 
@@ -193,27 +190,17 @@ def commit() -> str:
 
 def main(study: Study, argv: Sequence[str] | None = None) -> int:
     """Measure what is missing of a study; return the exit status, 2 for what the user can mend."""
-    parser = argparse.ArgumentParser(
-        description=study.row.__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    look = argparse.ArgumentDefaultsHelpFormatter
+    parser = argparse.ArgumentParser(description=study.row.__doc__, formatter_class=look)
     names = ("synthetic", "ebhi", "mhist", "folder")
     parser.add_argument("--data", choices=names, default="synthetic", help="the tiles")
     parser.add_argument("--data-root", metavar="DIR", type=Path, help="folder of real tiles")
     parser.add_argument("--seeds", type=int, default=5, help="cohorts, splits, initialisations")
-    parser.add_argument(
-        "--out", metavar="DIR", type=Path, default=claims.STUDIES, help="for the table"
-    )
+    parser.add_argument("--out", type=Path, default=claims.STUDIES, help="folder of the table")
     for name, value in vars(study.recipe).items():
-        many = isinstance(value, tuple)
         if name != "views":
-            kind = type(value[0] if many else value)
-            parser.add_argument(
-                f"--{name}",
-                type=kind,
-                nargs="+" if many else None,
-                default=value,
-                help="size of the experiment",
-            )
+            kind, many = (type(value[0]), "+") if isinstance(value, tuple) else (type(value), None)
+            parser.add_argument(f"--{name}", type=kind, nargs=many, default=value, help="size")
     given = vars(parser.parse_args(argv))
     data, root, seeds, out = (given.pop(k) for k in ("data", "data_root", "seeds", "out"))
     try:

@@ -1,5 +1,7 @@
 """Interactive views of pure functions; the only modules that import ipywidgets."""
 
+# ruff: noqa: F401 (lessons find them here)
+
 from crc_helpers.explorers.base import Explorer
 from crc_helpers.explorers.embedding import EmbeddingExplorer, embedding_figure, nearest
 from crc_helpers.explorers.grad_cam import GradCamExplorer
@@ -9,25 +11,3 @@ from crc_helpers.explorers.temperature import TemperatureExplorer, temperature_f
 from crc_helpers.explorers.threshold import ThresholdExplorer, cell_figure, threshold_figure
 from crc_helpers.explorers.tissue import TissueExplorer, tissue_figure
 from crc_helpers.explorers.views import ViewsExplorer, views_figure
-
-__all__ = [
-    "EmbeddingExplorer",
-    "Explorer",
-    "GradCamExplorer",
-    "LiveExplorer",
-    "Look",
-    "TemperatureExplorer",
-    "ThresholdExplorer",
-    "TissueExplorer",
-    "ViewsExplorer",
-    "cell_figure",
-    "embedding_figure",
-    "explain",
-    "explanation_figure",
-    "live_figure",
-    "nearest",
-    "temperature_figure",
-    "threshold_figure",
-    "tissue_figure",
-    "views_figure",
-]

@@ -47,14 +47,14 @@ def as_png(figures: Iterable[Figure]) -> bytes:
 
 
 def running_cell() -> tuple[str, str] | None:
-    """Id of the notebook's cell that is running, and of this run; None where the page says none."""
+    """Return the ids of the running cell and of its run; None outside a notebook."""
     parent = getattr(get_ipython(), "get_parent", dict)()
     cell = parent.get("metadata", {}).get("cellId")
     return (cell, parent["header"]["msg_id"]) if cell else None
 
 
 def close(widget: widgets.Widget) -> None:
-    """Close a widget, what it holds, and what says how it looks."""
+    """Close a widget, its children, its layout and its style."""
     looks = (getattr(widget, name, None) for name in ("layout", "style"))
     for held in (*getattr(widget, "children", ()), *filter(None, looks)):
         close(held)
@@ -78,11 +78,11 @@ class Explorer:
         self._draw()
 
     def figure(self) -> Figure:
-        """Draw what the controls say."""
+        """Draw the figure that the controls ask for."""
         raise NotImplementedError
 
     def pages(self) -> Iterable[Figure]:
-        """Draw all that is to be seen, from top to bottom."""
+        """Yield the figures to show, from top to bottom."""
         yield self.figure()
 
     def _draw(self) -> None:
@@ -119,7 +119,7 @@ class Explorer:
 
     @cached_property
     def whole(self) -> widgets.Widget:
-        """All that is shown, arranged once."""
+        """The widget of controls and picture, built once."""
         return self.arranged()
 
     def close(self) -> None:

@@ -55,7 +55,7 @@ class TileChooser:
             self.tile.value = int(self.offered[k])
 
     def offer(self) -> bool:
-        """Offer what the filter lets through, and choose the first; True if these are others."""
+        """Offer the tiles that pass the filter and choose the first; True if they have changed."""
         kind, found = self.filter.value, self.filtered()
         if not len(found):
             self.filter.value = "all"  # which fills the list
@@ -67,7 +67,7 @@ class TileChooser:
         return True
 
     def filtered(self) -> np.ndarray:
-        """The first twelve tiles that the filter lets through; least sure: the twelve least."""
+        """Return the first twelve tiles that pass the filter, or the twelve least sure."""
         kind, labels = self.filter.value, self.tiles.labels[self.indices]
         if kind == "all":
             return self.indices[:STRIP]

@@ -76,7 +76,7 @@ def draw_map(ax: Axes, points: np.ndarray, codes: np.ndarray, names: list[str], 
 
 
 def colours_of(tiles: Tiles, kind: str) -> tuple[np.ndarray, list[str]]:
-    """A number a tile (N,), and the names of the numbers, none where they are too many to list.
+    """Return a number for each tile (N,), and the names of the numbers (none if too many to list).
 
     kind: "class", "slide", "votes", or a column of the tiles' metadata.
     """

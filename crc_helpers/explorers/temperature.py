@@ -29,13 +29,13 @@ def temperature_figure(
     places = [(left, 0.15, 0.325, 0.72) for left in (0.04, 0.41)] + [(0.785, 0.15, 0.205, 0.66)]
     figure, axes = fixed_axes(3.6, places)
     softmax = f"softmax at τ = {temperature:.2f}\n(dark 0, yellow 1)"
-    pictures = ((similarity, "cosine\n(blue −1, red 1)", (-1, 1), "coolwarm", "k"),
-                (weight, softmax, (0, 1), "viridis", "w"))  # fmt: skip
+    cosine = "cosine\n(blue −1, red 1)"
+    pictures = (similarity, cosine, -1, "coolwarm", "k"), (weight, softmax, 0, "viridis", "w")
     kinds, order = np.array([*labels, *labels]), np.arange(2 * n)
     same_tile = (order[:, None] - order) % n == 0
     false = np.argwhere((kinds[:, None] == kinds) & ~same_tile)
-    for ax, (matrix, title, (low, high), colours, ink) in zip(axes, pictures, strict=False):
-        ax.imshow(matrix, vmin=low, vmax=high, cmap=colours)
+    for ax, (matrix, title, low, colours, ink) in zip(axes, pictures, strict=False):
+        ax.imshow(matrix, vmin=low, vmax=1, cmap=colours)
         ax.set_title(title, fontsize=10)
         ax.set_xticks(order, names, fontsize=9)
         frames = [plt.Rectangle((j - 0.5, i - 0.5), 1, 1) for i, j in enumerate(partner)]
@@ -49,8 +49,8 @@ def temperature_figure(
     )
     for value, name, side, height in marks:
         axes[2].axvline(value, **CHANCE)
-        axes[2].annotate(name, (value, height), xycoords=("data", "axes fraction"), ha=side,
-                         va="bottom", color="0.35", fontsize=10)  # fmt: skip
+        look = {"ha": side, "va": "bottom", "color": "0.35", "fontsize": 10}
+        axes[2].annotate(name, (value, height), xycoords=("data", "axes fraction"), **look)
     axes[2].set_xlabel("loss of the anchor", fontsize=10)
     axes[2].tick_params(labelsize=9)
     axes[2].set_title(f"NT-Xent {losses.mean():.3f}", pad=32, fontsize=10)  # above the names

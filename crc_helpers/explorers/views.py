@@ -25,13 +25,17 @@ from crc_helpers.style import BOX, SPARE
 
 # Name of a slider: field of Views, lowest and highest value.
 STRENGTHS = {
-    "smallest crop": ("crop", 0.08, 1.0), "rotation (°)": ("rotate", 0, 45),
-    "shift (share)": ("translate", 0, 0.3), "shear (°)": ("shear", 0, 30),
-    "brightness": ("brightness", 0, 0.8), "contrast": ("contrast", 0, 0.8),
-    "saturation": ("saturation", 0, 0.8), "hue (turns)": ("hue", 0, 0.5),
-    "stain": ("stain", 0, 0.8), "grey, chance": ("grayscale", 0, 1),
-    "blur, chance": ("blur", 0, 1), "widest blur (px)": ("blur_sigma", 0.3, 4),
-}  # fmt: skip
+    "smallest crop": ("crop", 0.08, 1.0),
+    "rotation (°)": ("rotate", 0, 45),
+    "shift (share)": ("translate", 0, 0.3),
+    "shear (°)": ("shear", 0, 30),
+    **{name: (name, 0, 0.8) for name in ("brightness", "contrast", "saturation")},
+    "hue (turns)": ("hue", 0, 0.5),
+    "stain": ("stain", 0, 0.8),
+    "grey, chance": ("grayscale", 0, 1),
+    "blur, chance": ("blur", 0, 1),
+    "widest blur (px)": ("blur_sigma", 0.3, 4),
+}
 SWITCHES = {"flips": "flip", "quarter turns": "turn"}  # name of a checkbox: field of Views
 
 
@@ -77,14 +81,13 @@ def still_shown(mask: np.ndarray, matrices: np.ndarray) -> np.ndarray:
     rows, columns = np.nonzero(mask)
     side = np.array(mask.shape[::-1])
     points = 2 * (np.stack([columns, rows], 1) + 0.5) / side - 1  # (P, 2) in [-1, 1]
-    places = [
-        np.linalg.solve(m[:, :2].astype(float), (points - m[:, 2]).T) for m in matrices
-    ]  # tile to view, (2, P)
-    return np.array([(np.abs(place) <= 1).all(0) for place in places])
+    shifted = (points[None] - matrices[:, None, :, 2]).transpose(0, 2, 1)  # (N, 2, P)
+    places = np.linalg.solve(matrices[:, :, :2].astype(float), shifted)  # from tile to view
+    return (np.abs(places) <= 1).all(axis=1)
 
 
 def views_of(start: Views, chosen: dict[str, float]) -> Views:
-    """A recipe with other strengths: of crop the smallest is chosen, of blur_sigma the widest."""
+    """Return a recipe with these strengths: the smallest crop, the widest blur."""
     crop, blur = chosen["crop"], chosen["blur_sigma"]
     pairs = {"crop": (crop, 1.0), "blur_sigma": (min(start.blur_sigma[0], blur), blur)}
     return replace(start, **chosen | pairs)
