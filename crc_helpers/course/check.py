@@ -51,7 +51,7 @@ def prepare(
 
     size: n and seed of `write_benchmark`. DataError for others, with how to get them.
     """
-    folder = Path(out or cache_folder() / name)
+    folder = Path(out or cache_folder() / name).expanduser()
     if name == "synthetic":
         return write_benchmark(folder, confounders=confounders, **size)
     if name == "ebhi":
