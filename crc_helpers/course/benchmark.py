@@ -81,7 +81,7 @@ def write_benchmark(
 
 def _write_tables(folder: Path, cohort: Cohort) -> None:
     published = cohort.annotations()
-    part = published["Partition"].to_numpy(object)
+    part = published["Partition"].to_numpy(object, copy=True)
     # As `data.split` with seed 0 takes it.
     train, rng = np.flatnonzero(part == "train"), np.random.default_rng(0)
     part[take(train, cohort.label, cohort.slide, 0.15, rng, leave=1)] = "val"
