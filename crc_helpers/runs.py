@@ -144,8 +144,9 @@ def atomic_path(path: Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         # What killed processes have left: after an hour nobody writes to it any more.
         for left in path.parent.glob(f"{glob.escape(begin)}????????{glob.escape(end)}"):
-            if left.stat().st_mtime < time.time() - 3600:
-                left.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # another process may be faster
+                if left.stat().st_mtime < time.time() - 3600:
+                    left.unlink()
         try:
             yield temporary
             with temporary.open("rb+") as written:

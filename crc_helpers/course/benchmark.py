@@ -30,7 +30,7 @@ number measured here says anything about patients.
 | `annotations.csv` | label, votes of seven readers, partition, slide, scanner, size, site |
 | `truth.csv` | the diagnosis by the rule, severity, distortion of the worst crypt |
 | `split.csv` | train, val or test; no slide is in two parts |
-| `about.json` | source, licence, scale, and the options it was drawn with |
+| `about.json` | source, licence, µm per pixel at 224 px, and the options it was drawn with |
 
 **The rule.** The distortion of a crypt, from 0 to 1, is a weighted mean of three features:
 {criteria}. A tile is SSA if one crypt has a distortion of at least {unequivocal}, else HP. The
@@ -67,8 +67,10 @@ def write_benchmark(
         for _ in draw_all(cohort, partial(to_files, folder), size, mpp):
             pass
         _write_tables(folder, cohort)
-        about = {"source": SYNTHETIC.origin, "licence": SYNTHETIC.licence, "mpp": mpp}
-        options = {"n": n, "seed": seed} | {k: v for k, v in vars(confounders).items() if v}
+        options = {"n": n, "seed": seed}
+        options |= vars(confounders) if confounders != NO_CONFOUNDERS else {}
+        # The scale is that of a tile at 224 px, as in `About`.
+        about = {"source": SYNTHETIC.origin, "licence": SYNTHETIC.licence, "mpp": SYNTHETIC.mpp}
         save_json(folder / "about.json", about | {"plan": options})
         words = (f"{name.replace('_', ' ')} ({weight})" for name, weight in CRITERIA.items())
         facts = {"criteria": ", ".join(words), "unequivocal": UNEQUIVOCAL, "version": __version__}
@@ -79,7 +81,7 @@ def write_benchmark(
 
 def _write_tables(folder: Path, cohort: Cohort) -> None:
     published = cohort.annotations()
-    part = published["Partition"].to_numpy(object)
+    part = published["Partition"].to_numpy(object, copy=True)
     # As `data.split` with seed 0 takes it.
     train, rng = np.flatnonzero(part == "train"), np.random.default_rng(0)
     part[take(train, cohort.label, cohort.slide, 0.15, rng, leave=1)] = "val"

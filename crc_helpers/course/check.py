@@ -16,7 +16,7 @@ from crc_helpers.data import NO_CONFOUNDERS, Confounders, Tiles, load_tiles
 from crc_helpers.runs import atomic_path, printable
 from crc_helpers.sources.base import DataError
 from crc_helpers.sources.cache import cache_folder
-from crc_helpers.sources.ebhi import download_ebhi, ebhi_folder
+from crc_helpers.sources.ebhi import download_ebhi
 from crc_helpers.sources.files import SOURCES
 
 NEAR_LIMIT = 20_000  # tiles compared each with each; a few seconds
@@ -51,11 +51,11 @@ def prepare(
 
     size: n and seed of `write_benchmark`. DataError for others, with how to get them.
     """
+    folder = Path(out or cache_folder() / name).expanduser()
     if name == "synthetic":
-        folder = Path(out or cache_folder() / "synthetic")
         return write_benchmark(folder, confounders=confounders, **size)
     if name == "ebhi":
-        return download_ebhi(Path(out or ebhi_folder())).parent
+        return download_ebhi(folder).parent
     raise DataError(f"data {name!r}: cannot be fetched, {SOURCES[name].layout} (--data-root)")
 
 

@@ -38,8 +38,8 @@ def _require_devices(devices: int, nodes: int, batch: int) -> None:
     here = torch.cuda.device_count() or devices  # on CPUs, any number of processes
     if not (1 <= devices <= here and nodes >= 1) or batch % (devices * nodes):
         raise UsageError(
-            f"--devices {devices}: there are {here} on this machine, on {nodes} of them, to share a"
-            f" batch of {batch} evenly; give other --devices, --num-nodes or PRETRAIN_BATCH (--set)"
+            f"--devices {devices}: there are {here} on this machine; give 1 to {here}, at least one"
+            f" of --num-nodes, and a PRETRAIN_BATCH (now {batch}) that all can share evenly (--set)"
         )
 
 

@@ -9,7 +9,7 @@ import pandas as pd
 import pooch
 
 from crc_helpers.sources.base import About, DataError, Listing, Source
-from crc_helpers.sources.cache import cache_folder, whole_folder
+from crc_helpers.sources.cache import whole_folder
 
 EBHI_DOI = "doi:10.6084/m9.figshare.21540159.v1/"
 EBHI_PAGE = "https://figshare.com/articles/dataset/EBHI-SEG/21540159"
@@ -71,11 +71,6 @@ def _tabulate(_: Path, listing: Listing) -> tuple[pd.DataFrame, list[str]]:
     if unmasked:
         notes.append(f"tiles without a published gland mask, theirs is all zero: {unmasked:,}")
     return pd.DataFrame(rows, columns=["id", "class", "group", "file", "mask"]), notes
-
-
-def ebhi_folder() -> Path:
-    """The folder of the data set where no other is given."""
-    return cache_folder() / "ebhi"
 
 
 def ebhi_record(out: Path) -> pooch.Pooch:

@@ -6,7 +6,7 @@ from pathlib import Path
 from crc_helpers import sources
 from crc_helpers.sources import ebhi, folder, mhist
 from crc_helpers.sources.base import About, DataError, Listing, Source, list_files
-from crc_helpers.sources.cache import cached, code_of, write_table
+from crc_helpers.sources.cache import cache_folder, cached, code_of, write_table
 from crc_helpers.sources.images import decode_all
 from crc_helpers.sources.store import save_shard
 
@@ -17,7 +17,7 @@ def list_source(name: str, root: str | Path | None) -> tuple[Source, Path, Listi
     """A data set by its name, its root and its files, nothing decoded."""
     source = SOURCES[name]
     if name == "ebhi" and not root:
-        root = ebhi.ebhi_folder()
+        root = cache_folder() / "ebhi"
     try:
         root = source.root(Path(root).expanduser() if root else None).resolve()
         return source, root, list_files(root, source.folders(root))

@@ -32,8 +32,8 @@ def decode(
     content: of an uploaded file, which `path` only names. Raises DataError.
     """
     image = _load(path, content)
-    mode, shape = image.mode, image.size
-    return np.asarray(_fit(_to_rgb(image), size)).transpose(2, 0, 1), mode, shape
+    tile = ImageOps.fit(_to_rgb(image), (size, size))
+    return np.asarray(tile).transpose(2, 0, 1), image.mode, image.size
 
 
 def decode_mask(path: Path, size: int, shape: tuple[int, int]) -> np.ndarray:
@@ -51,13 +51,7 @@ def decode_mask(path: Path, size: int, shape: tuple[int, int]) -> np.ndarray:
             f" {brightest}, expected the size of its image, {shape[0]}×{shape[1]}, and 0 outside,"
             " 255 inside; restore or convert it"
         )
-    return (np.asarray(_fit(grey, size)) > 127).astype(np.uint8)
-
-
-def _fit(image: Image.Image, size: int) -> Image.Image:
-    if image.size == (size, size):
-        return image
-    return ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
+    return (np.asarray(ImageOps.fit(grey, (size, size))) > 127).astype(np.uint8)
 
 
 def _load(path: Path, content: bytes | None = None) -> Image.Image:
@@ -107,12 +101,10 @@ def _unusual(image: Image.Image) -> str:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if not image.has_transparency_data:
-        return image.convert("RGB")
-    image = image.convert("RGBA")
-    white = Image.new("RGB", image.size, "white")
-    white.paste(image, mask=image)  # by its transparency
-    return white
+    if image.has_transparency_data:
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image.convert("RGBA"))
+    return image.convert("RGB")
 
 
 def decode_all(root: Path, table: pd.DataFrame, size: int, keep: Callable[..., None]) -> list[str]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from crc_helpers.sources.base import METADATA, About, DataError, Listing, Source
+from crc_helpers.sources.base import METADATA, About, Listing, Source
 from crc_helpers.sources.tables import match, read_table, refuse
 
 MHIST_COLUMNS = {
@@ -66,14 +66,8 @@ def described(root: Path, about: About) -> About:
     path = root / "about.json"
     if not path.is_file():
         return about
-    try:
-        own = json.loads(path.read_text(encoding="utf-8"))
-        mpp = float(own["mpp"])
-        return replace(about, origin=str(own["source"]), licence=str(own["licence"]), mpp=mpp)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(
-            f"{path}: expected source, licence and mpp as JSON ({error!r}); restore or remove it"
-        ) from error
+    own = json.loads(path.read_text(encoding="utf-8"))
+    return replace(about, origin=own["source"], licence=own["licence"], mpp=own["mpp"])
 
 
 PARTS = ("annotations.csv", "images")

@@ -225,14 +225,6 @@ def test_bad_groups(tmp_path, content, words):
     refused(lambda: load_tiles("folder", path.parent, size=16), words)
 
 
-@pytest.mark.parametrize("content", [b"{", b"[1]"])
-def test_bad_descriptions(tmp_path, content):
-    root = make_mhist(tmp_path / "m")
-    (root / "about.json").write_bytes(content)
-    words = "about.json: expected source, licence and mpp|restore or remove it"
-    refused(lambda: load_tiles("mhist", root, size=16), words)
-
-
 # --- archives ------------------------------------------------------------------------------------
 
 

@@ -76,6 +76,7 @@ READERS = {
     ".png": lambda f: Image.open(f).load(),
     ".jpg": lambda f: Image.open(f).load(),
     ".txt": lambda f: f.read_text(),
+    ".md": lambda f: f.read_text(),
     ".bin": lambda f: f.read_bytes(),
     ".html": lambda f: f.read_text().index("</html>"),
     ".ipynb": lambda f: nbformat.read(f, 4),
