@@ -18,7 +18,6 @@ from matplotlib.axes import Axes
 from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
 from sklearn import metrics
-from sklearn.calibration import CalibrationDisplay
 from sklearn.decomposition import PCA
 from sklearn.preprocessing import StandardScaler
 
@@ -30,6 +29,7 @@ from crc_helpers.style import (  # noqa: F401 (for lessons)
     CHANCE,
     CHOSEN,
     CONTROLS,
+    SLIDES,
     VALUE,
     colours,
     drawable,
@@ -414,15 +414,4 @@ def roc_and_precision_recall(labels: Array, scores: Arrays, groups: Array | None
     axes[1].axhline(labels.mean(), **style.CHANCE)
     axes[0].set(xlabel="false positive rate", ylabel="true positive rate", title="ROC")
     axes[1].set(xlabel="recall", ylabel="precision", title="Precision–recall")
-    return figure
-
-
-def calibration(labels: Array, score: Array, bins: int = 8) -> Figure:
-    """Draw the observed against the predicted share of class 1, tiles a bin below."""
-    figure, (top, below) = plt.subplots(2, 1, figsize=(5.4, 5.2), height_ratios=[3, 1], sharex=True)
-    CalibrationDisplay.from_predictions(labels, score, n_bins=bins, ax=top, color=style.VALUE)
-    top.get_legend().remove()
-    top.set(xlabel="", ylabel="observed share", title="Calibration")
-    below.hist(score, bins=np.linspace(0, 1, bins + 1), color=style.CONTROLS[0], edgecolor="white")
-    below.set(xlabel="predicted probability", ylabel="tiles")
     return figure

@@ -50,7 +50,6 @@ def every_plot(a: str, b: str) -> dict:
         "learning": lambda: figures.learning_curves({"tuned": TUNED, "cut short": LOG}, 0.5),
         "confusion": lambda: figures.confusion(np.eye(2, dtype=int), names, a),
         "roc": lambda: figures.roc_and_precision_recall(LABELS, curves, np.arange(60) // 3),
-        "calibration": lambda: figures.calibration(LABELS, SCORE),
         "intervals": lambda: figures.intervals([(a, 0.6, 0.5, 0.7)], "accuracy", 0.5),
         "panels": lambda: figures.interval_panels({a: ROWS}, {a: (0.5, "chance")}, ["other"]),
         "curves": lambda: figures.curve_panels({a: {"x": CURVE}}, ["1", "2", "pair"], ("x", "y")),
