@@ -28,15 +28,13 @@ def train(out, processes, epochs=1, stop=0):
     return [torch.load(f"{out}-{rank}.pt", weights_only=True) for rank in range(processes)]
 
 
-def assert_alike(ours, theirs, **tolerance):
+def assert_alike(ours, theirs):
     assert ours.keys() == theirs.keys()
     for name, value in ours.items():
-        torch.testing.assert_close(
-            value, theirs[name], **tolerance, msg=lambda m, n=name: f"{n} {m}"
-        )
+        torch.testing.assert_close(value, theirs[name], rtol=0, atol=1e-6, msg=name)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("processes", [2, 4])
 def test_several_processes_are_one_with_the_whole_batch(tmp_path, processes):
     """Loss, gradient and weights after five steps, the network in double precision."""
@@ -47,19 +45,19 @@ def test_several_processes_are_one_with_the_whole_batch(tmp_path, processes):
         assert each["asked"] == [0, 0]  # the first alone watches, and tells the others
         assert each["loss"][-1] == pytest.approx(one["loss"][-1], rel=1e-7)
         for part in ("gradient", "encoder", "head"):
-            assert_alike(each[part], one[part], rtol=0, atol=1e-6)
+            assert_alike(each[part], one[part])
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_run_goes_on_with_another_number_of_processes(tmp_path):
     (whole,) = train(tmp_path / "whole", 1, epochs=2)
     train(tmp_path / "moved", 2, epochs=2, stop=2)
     (moved,) = train(tmp_path / "moved", 1, epochs=2)
-    assert_alike(moved["encoder"], whole["encoder"], rtol=0, atol=1e-6)
+    assert_alike(moved["encoder"], whole["encoder"])
     assert len(moved["loss"]) == 3  # before training, and two epochs
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_lesson_03_goes_on_from_what_two_devices_have_trained(tmp_path):
     done = start(2, "course", "pretrain", "--preset", "ci", "--out", tmp_path, "--devices", "2")
     assert done.returncode == 0, done.stderr
@@ -70,7 +68,7 @@ def test_lesson_03_goes_on_from_what_two_devices_have_trained(tmp_path):
     assert lesson.count("going on after epoch 1 of 1") == 2
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_what_the_first_process_is_refused_ends_all(tmp_path):
     """One sentence, and no process waits for the first."""
     with locked(tmp_path / "lessons"):
