@@ -1,6 +1,8 @@
 """Files are whole or absent, and the engine is the one asked for; faults/ has the bad files."""
 
 import json
+import os
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -90,6 +92,35 @@ def test_a_lock_is_held_by_one(tmp_path):
         second.__enter__()
     with locked(tmp_path / "a"):
         pass
+
+
+def test_what_killed_writers_leave_is_swept_after_an_hour(tmp_path):
+    old, new, other = (tmp_path / f".a-{name}.json" for name in ("12345678", "abcdefgh", "1234"))
+    for path in (old, new, other):
+        path.write_text("{")
+    os.utime(old, (0, 0))
+    os.utime(other, (0, 0))
+    save_json(tmp_path / "a.json", {})
+    assert sorted(p.name for p in tmp_path.iterdir()) == [other.name, new.name, "a.json"]
+
+
+WRITERS = {
+    "json": lambda path: save_json(path / "a.json", {}),
+    "folder": lambda path: run_folder(path / "run"),
+    "table": lambda path: save_table(path / "a.csv", []),
+    "lock": lambda path: locked(path / "a").__enter__(),
+    "checkpoint": lambda path: Checkpoint(path / "a.ckpt", "mark").save(True),
+    "weights": lambda path: save_weights(path / "a.safetensors", nn.Linear(1, 1)),
+}
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_a_folder_that_cannot_be_written_is_said(kind, tmp_path):
+    (tmp_path / "file").write_text("")
+    for folder in (tmp_path / "file", Path("/proc/no")):
+        words = r"cannot be written .*choose a folder .*run again to go on"
+        with pytest.raises(RunError, match=words):
+            WRITERS[kind](folder)
 
 
 # --- Weights and checkpoints ---------------------------------------------------------------------
