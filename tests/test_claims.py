@@ -151,15 +151,6 @@ def test_normalised_tiles_come_nearer_to_the_reference_and_glass_stays(method, l
     assert done.dtype == np.uint8 and np.array_equal(done[1:], [glass, flat])
 
 
-def test_clinical_features_and_what_is_not_known():
-    sites = ["Cecum", "Rectum", None, ""]
-    table = pd.DataFrame({"Polyp Size (mm)": [10, np.nan, 1, 1], "Colon Site": sites})
-    found = claims.clinical_features(table)
-    np.testing.assert_allclose(found[0], [np.log(10), 1])
-    assert np.isnan(found[1, 0]) and found[1, 1] == 0
-    assert (found[2:, 0] == 0).all() and np.isnan(found[2:, 1]).all()
-
-
 def test_fusion_takes_the_mean_of_log_odds_and_does_without_what_is_missing():
     fuse = STUDIES["metadata"].fuse
     a, b = np.array([0.5, 0.9, 0.2]), np.array([0.8, np.nan, 0.2])

@@ -319,19 +319,17 @@ def test_cache_opens_and_never_decodes_twice(tmp_path, monkeypatch):
     assert again.notes == first.notes
 
 
-@pytest.mark.parametrize("change", ["content", "new file", "groups", "size", "code"])
+@pytest.mark.parametrize("change", ["content", "groups", "code"])
 def test_cache_notices_a_change(tmp_path, cache, monkeypatch, change):
     root = make_folder(tmp_path / "f")
     load_tiles("folder", root, size=16)
     if change == "content":
         os.utime(save(root / "benign" / "0.png", 77), ns=(1, 1))
-    elif change == "new file":
-        save(root / "benign" / "9.png", 77)
     elif change == "groups":
         make_groups(root, [f"{path.parent.name}/{path.name},s" for path in root.glob("*/*.png")])
     elif change == "code":
         monkeypatch.setattr(data_files, "code_of", lambda module: "edited")
-    load_tiles("folder", root, size=8 if change == "size" else 16)
+    load_tiles("folder", root, size=16)
     assert len(visible(cache)) == 2
 
 
@@ -345,13 +343,6 @@ def test_cache_full_or_forbidden(tmp_path, cache, monkeypatch):
     words = ["file", "cannot be written", "CRC_HELPERS_CACHE"]
     refused(lambda: load_tiles("folder", root, size=8, cache=tmp_path / "file"), *words)
     assert not visible(cache)
-
-
-def test_a_path_in_the_home_folder_is_expanded(tmp_path, monkeypatch):
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setenv("CRC_HELPERS_CACHE", "~/tiles")
-    make_folder(tmp_path / "f")
-    assert load_tiles("folder", "~/f", size=16).images.folder.parent == tmp_path / "tiles"
 
 
 def test_the_store_is_like_an_array(tmp_path):
@@ -409,6 +400,7 @@ def test_no_group_straddles(seed):
     tiles = fake_tiles(LABELS, GROUPS)
     parts = split(tiles, seed=seed)
     assert parts.grouped and parts.scheme == "grouped"
+    assert not np.array_equal(parts.test, split(tiles, seed=seed + 2).test)
     train, val, test = (set(GROUPS[i]) for i in (parts.pretraining, parts.val, parts.test))
     assert not train & val and not train & test and not val & test
     assert set(LABELS[parts.unlabelled]) == {-1}
@@ -433,12 +425,6 @@ def test_a_monitor_asks_about_slides_that_it_does_not_know(validation):
     np.testing.assert_array_equal(train, parts.train)
     assert len(asked) == (len(parts.val) or pytest.approx(len(train) / 5, rel=0.25))
     assert not np.array_equal(asked, np.sort(asked))  # the first of them are no one slide's
-
-
-@pytest.mark.parametrize("scheme", ["auto", "paper", "random"])
-def test_another_seed_is_another_split(scheme):
-    first, other = (split(fake_tiles(LABELS, GROUPS), scheme, seed=s) for s in (1, 2))
-    assert not np.array_equal(first.test, other.test) and first.train.dtype == np.int64
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -5,7 +5,6 @@ from itertools import pairwise
 from types import SimpleNamespace
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from pytorch_grad_cam import HiResCAM, LayerCAM
@@ -23,9 +22,7 @@ from torch import nn
 from crc_helpers import claims, explanations, shortcuts
 from crc_helpers.augmentation import STAINS
 from crc_helpers.evaluation import bootstrap_interval
-from crc_helpers.grad_cam import enlarge
 from crc_helpers.models import Classifier, Encoder
-from crc_helpers.runs import RunError
 from crc_helpers.tissue.parameters import TissueParameters
 from crc_helpers.tissue.slide import draw
 
@@ -160,12 +157,6 @@ def test_agreement_of_maps_is_that_of_peers(ours, theirs, same):
     np.testing.assert_allclose(ours(one, other), expected, atol=1e-6)
     np.testing.assert_allclose(ours(one, same(one)), 1)
     assert ours(one[:1], flat) == ours(flat, one[:1]) == 0 and np.isnan(ours(flat, flat)).all()
-
-
-def test_at_size_averages_fine_maps_and_interpolates_coarse_ones():
-    fine = torch.arange(16.0).view(1, 4, 4)
-    np.testing.assert_allclose(explanations.at_size(fine, 2)[0], [[2.5, 4.5], [10.5, 12.5]])
-    np.testing.assert_allclose(explanations.at_size(fine, 12), enlarge(fine, 12))
 
 
 def test_cascade_forgets_from_the_last_layer_to_the_first():
@@ -346,43 +337,6 @@ def test_ink_table_says_which_tiles_the_ink_decided(monkeypatch):
     assert table.loc[~table["free"], "other mass Grad-CAM"].isna().all()
 
 
-def test_ink_means_count_what_their_table_holds():
-    columns = "label dotted said said_without decided free p other"
-    rows = [
-        (1, True, 1, 0, True, False, 0.9, np.nan, 1),
-        (1, True, 1, 0, True, False, 0.8, np.nan, 0),
-        (1, True, 1, 1, False, False, 0.7, np.nan, 0),
-        (1, True, 0, 0, False, False, 0.2, np.nan, 1),
-        (0, False, 0, 0, False, True, 0.1, 1, 1),
-        (0, False, 0, 0, False, True, 0.3, 1, 0),
-        (0, False, 1, 1, False, False, 0.6, np.nan, 1),
-    ]
-    table = pd.DataFrame(rows, columns=[*columns.split(), "hit"]).assign(**{"chance hit": 0.1})
-    for name in study.MAPS:
-        table[f"hit {name}"], table[f"other hit {name}"] = table["hit"], table["other"]
-    row = study.ink_means(table)
-    assert row["accuracy"] == pytest.approx(5 / 7)  # the probabilities of its table, in order
-    assert row["accuracy_without_ink"] == pytest.approx(3 / 7) and row["flips"] == 0.5
-    counts = [row[f"{k} tiles"] for k in ("decided", "undecided", "free")]
-    assert counts == [2, 2, 2] and row["dotted said 1"] == 3 and row["tested"] == 7
-    hit = [row[f"{k}hit occlusion"] for k in ("", "undecided ", "free ", "free other ")]
-    assert hit == [0.5, 0.5, 0.5, 1]
-    assert row["given away Grad-CAM"] == pytest.approx(1 / 3)
-
-
-# --- The study -----------------------------------------------------------------------------------
-
-
-def test_region_scores_leave_out_tiles_without_a_region():
-    maps = torch.zeros(2, 4, 4)
-    maps[0, 0, 0], maps[1, 3, 3] = 1, 1
-    region = np.zeros((2, 16, 16), np.uint8)
-    region[0, :8, :8] = 1
-    found = study.region_scores({"one": maps, "few": maps[:1]}, region)
-    assert found["hit one"] == found["hit few"] == 1 and found["area"] == 0.25
-    assert found["mass one"] == found["mass few"] > 0.99
-
-
 def test_agreement_scores_of_a_network_with_itself_and_with_a_blank_one():
     one = torch.rand(8, 6, 6, generator=torch.Generator().manual_seed(0))
     same, nothing = (
@@ -392,12 +346,6 @@ def test_agreement_scores_of_a_network_with_itself_and_with_a_blank_one():
     assert nothing["spearman Grad-CAM"] == nothing["ssim Grad-CAM"] == 0
     assert (same["blank"], nothing["blank"]) == (0, 1)
     assert abs(same["pair Grad-CAM"]) < 0.3 and same["pair Grad-CAM"] == nothing["pair Grad-CAM"]
-
-
-def test_the_study_is_of_two_classes():
-    t = SimpleNamespace(tiles=SimpleNamespace(class_names=("a", "b", "c")))
-    with pytest.raises(RunError, match="explanations: of two classes, and there are 3"):
-        study.row(t, "ink")
 
 
 @pytest.mark.slow

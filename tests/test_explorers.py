@@ -1,6 +1,7 @@
 """The explorers: every control redraws, numbers are those of the module, nothing is left."""
 
 import base64
+import ctypes
 import datetime
 import gc
 import io
@@ -11,6 +12,7 @@ from dataclasses import replace
 
 import matplotlib.pyplot as plt
 import numpy as np
+import psutil
 import pytest
 import torch
 from lightning.fabric import Fabric
@@ -235,12 +237,6 @@ def test_a_picture_of_your_own_stays_until_another_takes_its_place(explorer):
     assert chooser.chosen()[2] == "truth: SSA"
 
 
-def test_pictures_of_other_kinds_are_shown(explorer):
-    for image, form in ((Image.new("RGBA", (64, 64)), "PNG"), (Image.new("L", (600, 30)), "JPEG")):
-        explorer.chooser.upload.value = uploaded(f"mine.{form}", encoded(image, form))
-        assert explorer.message.value == "" and explorer.chooser.chosen()[0].shape == (3, 64, 64)
-
-
 @pytest.mark.parametrize(
     ("content", "words"),
     [(b"holiday", "not a PNG"), (encoded(Image.new("1", (20_000, 3))), "may have 10,000 px")],
@@ -378,15 +374,28 @@ def test_a_cell_that_is_run_again_lets_its_explorer_go(parts, kind, monkeypatch)
 def test_each_first_control_says_that_it_draws_and_redraws(parts, kind):
     """Whatever matplotlib's backend is."""
     plt.switch_backend("svg")
-    try:
-        explorer, said = build(kind, parts), []
-        before = explorer.picture.value
-        explorer.message.observe(lambda change: said.append(change["new"]), names="value")
-        control = next(c for c in explorer.controls if hasattr(c, "max"))
-        control.value = control.min if kind == "embedding" else control.max
-    finally:
-        plt.switch_backend("agg")
+    explorer, said = build(kind, parts), []
+    before = explorer.picture.value
+    explorer.message.observe(lambda change: said.append(change["new"]), names="value")
+    control = next(c for c in explorer.controls if hasattr(c, "max"))
+    control.value = control.min if kind == "embedding" else control.max
+    plt.switch_backend("agg")
     assert said == ["drawing …", ""] and explorer.picture.value != before
+
+
+@pytest.mark.nightly
+def test_explorers_do_not_grow(parts):
+    explorers = [build(kind, parts) for kind in KINDS]
+
+    def operate(rounds):
+        """Hundreds of updates; the bytes that are this process's own after them."""
+        assert sum(every_control(e) for e in explorers for _ in range(rounds)) > 20 * rounds
+        gc.collect()
+        ctypes.CDLL(None).malloc_trim(0)  # free memory goes back to the system
+        return psutil.Process().memory_full_info().uss
+
+    before = operate(4)  # fonts, caches, the allocator
+    assert operate(25) / before - 1 < 0.05
 
 
 # --- views ---------------------------------------------------------------------------------------

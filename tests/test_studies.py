@@ -95,19 +95,6 @@ def test_rows_of_other_tiles_are_not_mixed(counted, tmp_path):
     assert len(calls) == 4
 
 
-def test_what_is_measured_is_on_disk_when_the_next_row_fails(tmp_path):
-    def row(t, k):
-        if k == 1:
-            raise FloatingPointError("no number")
-        return {"value": 1.0}
-
-    plan = [{"seed": 0, "k": k} for k in (0, 1)]
-    failing = common.Study("failing", lambda seeds: plan, row, SMALL)
-    with pytest.raises(FloatingPointError):
-        common.measure(failing, folder=tmp_path)
-    assert pd.read_csv(tmp_path / "failing_synthetic.csv")["k"].tolist() == [0]
-
-
 def test_a_table_that_is_missing_or_none_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(claims, "STUDIES", tmp_path)
     with pytest.raises(RunError, match=r"python studies/labels\.py --data ebhi"):
@@ -357,13 +344,6 @@ def test_away_is_where_training_was_not(watched, monkeypatch, trained_on):
     assert [row["home"], row["away"]] == (places if home_is_ab else places[::-1])
     assert row["home"] != row["away"]
     assert {i if home_is_ab else last - i for i in watched.trained[0]} == watched.of("train")
-
-
-def test_metadata_stand_beside_the_image_and_not_in_its_place(watched):
-    row, t = STUDIES["metadata"].row(watched.t), watched.t
-    assert row["image"] == pytest.approx(macro_auc(t.labels(t.parts.test), watched.p[t.parts.test]))
-    assert row["metadata"] > 0.6 > row["image"]  # answers are random
-    assert row["metadata"] > row["half without metadata"] > row["image"]
 
 
 # --- Which network an arm begins with -------------------------------------------------------------

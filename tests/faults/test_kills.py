@@ -100,7 +100,7 @@ def results(folder):
 
     Hidden are locks, and what the next writer of the same file clears away.
     """
-    paths = sorted(p.relative_to(folder) for p in folder.rglob("*") if (folder / p).is_file())
+    paths = sorted(p.relative_to(folder) for p in folder.rglob("*") if p.is_file())
     seen = [p for p in paths if not any(part.startswith(".") for part in p.parts)]
     return {str(p): READERS.get(p.suffix, Path.read_bytes)(folder / p) for p in seen}
 

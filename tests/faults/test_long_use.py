@@ -1,85 +1,16 @@
-"""A kernel that lives long, and lessons opened in other ways than we would."""
+"""Lessons opened in other ways than we would."""
 
-import ctypes
-import gc
 import json
 import os
 import shutil
 import subprocess
 import sys
-from dataclasses import replace
 
-import matplotlib.pyplot as plt
 import nbformat
-import numpy as np
-import psutil
 import pytest
-from test_data import fake_tiles
 
-from crc_helpers.augmentation import VIEWS
 from crc_helpers.course.settings import lesson_files, parameters_of
-from crc_helpers.explorers import (
-    EmbeddingExplorer,
-    GradCamExplorer,
-    LiveExplorer,
-    TemperatureExplorer,
-    ThresholdExplorer,
-    TissueExplorer,
-    ViewsExplorer,
-)
-from crc_helpers.models import Classifier, Encoder
 from crc_helpers.runs import ROOT
-
-UPDATES = 500
-WARM_UP = 60  # fonts, caches, the allocator
-
-
-def memory():
-    """Bytes of this process that are its own, after a collection."""
-    gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)  # free memory goes back to the system: what is left is used
-    return psutil.Process().memory_full_info().uss
-
-
-@pytest.mark.nightly
-def test_explorers_do_not_grow():
-    """Each update draws and encodes a figure."""
-    rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, (6, 3, 64, 64), np.uint8)
-    tiles = replace(fake_tiles(np.arange(6) % 2), images=images)
-    models = {"a": Classifier(Encoder("resnet8"), 2).eval()}
-    index, row = np.arange(6), np.linspace([0, 0], [1, 0], 6)  # each step points at another
-    cam = GradCamExplorer(models, tiles, index, 64)
-    views = ViewsExplorer(tiles, index, VIEWS["paper"], 64)
-    cosines = np.corrcoef(rng.random((8, 16)))
-    heat = TemperatureExplorer(cosines, list("abcdefgh"), [0, 1, 0, 1], 0.2)
-    bar = ThresholdExplorer(tiles, rng.random(6))
-    near = EmbeddingExplorer(tiles, {"a": rng.random((6, 4))}, {"a": row})
-    tissue, live = TissueExplorer(["severity"]), LiveExplorer(models, 64, ["severity"])
-    controls = {
-        cam: cam.chooser.tile,
-        bar: bar.threshold,
-        heat: heat.temperature,
-        views: views.again,
-        near: near.across,
-        tissue: tissue.sliders["severity"],
-        live: live.sliders["severity"],
-    }
-    explorers = [*controls]
-    drawn = 0
-    for i in range(WARM_UP + UPDATES):
-        if i == WARM_UP:
-            before = memory()
-        which, k = i % len(explorers), i // len(explorers) + 1
-        explorer = explorers[which]
-        shown = explorer.picture.value
-        step = 0.1 + 0.8 * (k % 40) / 40
-        controls[explorer].value = {cam: k % 6, views: k, near: k % 6 / 5}.get(explorer, step)
-        drawn += explorer.picture.value != shown and not explorer.message.value
-    assert drawn == WARM_UP + UPDATES and not plt.get_fignums()
-    growth = memory() / before - 1
-    assert growth < 0.05
-
 
 # --- lessons -------------------------------------------------------------------------------------
 
@@ -87,19 +18,14 @@ SMALL = {"N_TILES": 160, "IMAGE_SIZE": 64, "VIEWS": ["tissue"], "FINE_TUNE_LR": 
 SMALL |= {"PRETRAIN_EPOCHS": 4, "PRETRAIN_BATCH": 16, "FINE_TUNE_EPOCHS": 2, "FINE_TUNE_BATCH": 16}
 
 RUNNER = """
-import ctypes, json, sys, gc, matplotlib, psutil
+import json, sys, matplotlib
 matplotlib.use("agg")
 import matplotlib.pyplot as plt
 from IPython.core.interactiveshell import InteractiveShell
 shell = InteractiveShell.instance()
-for cells in json.load(open(sys.argv[1])):
-    for cell in cells:
-        result = shell.run_cell(cell, silent=True)
-        result.raise_error()
-        plt.close("all")
-    gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)  # free memory goes back to the system
-    print("MEMORY", psutil.Process().memory_full_info().uss)
+for cell in json.load(open(sys.argv[1])):
+    shell.run_cell(cell, silent=True).raise_error()
+    plt.close("all")
 print("ALL DONE")
 """
 
@@ -118,15 +44,14 @@ def cells_of(file, run, twice=False, back=False):
     return sources + [cell.source for cell in reversed(code) if back]
 
 
-def execute(tmp_path, lessons, environment):
-    """Run lists of cells, one list after the other, in a new kernel; what they have printed."""
+def execute(tmp_path, cells, environment):
+    """Run cells in a new kernel."""
     script, listed = tmp_path / "runner.py", tmp_path / "cells.json"
     script.write_text(RUNNER)
-    listed.write_text(json.dumps(lessons))
+    listed.write_text(json.dumps(cells))
     command, how = [sys.executable, script, listed], {"capture_output": True, "text": True}
     done = subprocess.run(command, env=environment, cwd=tmp_path, timeout=900, **how)
     assert "ALL DONE" in done.stdout, done.stdout[-2000:] + done.stderr[-2000:]
-    return done.stdout
 
 
 def environment(**changes):
@@ -143,7 +68,7 @@ def cache(tmp_path_factory):
 def lessons_01_to_04(tmp_path_factory, cache):
     """A run folder that the first four lessons have filled, by hand."""
     folder = tmp_path_factory.mktemp("lessons")
-    cells = [cells_of(file, folder / "run") for file in lesson_files("01-04")]
+    cells = [cell for file in lesson_files("01-04") for cell in cells_of(file, folder / "run")]
     execute(folder, cells, environment(CRC_HELPERS_CACHE=str(cache)))
     return folder / "run"
 
@@ -163,17 +88,6 @@ def kept(run):
 
 
 @pytest.mark.nightly
-def test_three_lessons_in_one_kernel_do_not_grow(tmp_path, cache, lessons_01_to_04):
-    """Lessons 01, 02 and 04 in turn: the second and third round cost no memory."""
-    files = lesson_files()
-    round_ = [cells_of(files[i], lessons_01_to_04) for i in (0, 1, 3)]
-    said = execute(tmp_path, round_ * 3, environment(CRC_HELPERS_CACHE=str(cache)))
-    used = [int(line.split()[1]) for line in said.splitlines() if line.startswith("MEMORY")]
-    growth = used[-1] / used[2] - 1
-    assert growth < 0.05
-
-
-@pytest.mark.nightly
 @pytest.mark.parametrize("order", ["twice", "back"])
 @pytest.mark.parametrize("number", range(len(lesson_files())))
 def test_cells_may_be_run_in_any_order(tmp_path, cache, lessons_01_to_04, number, order):
@@ -184,7 +98,7 @@ def test_cells_may_be_run_in_any_order(tmp_path, cache, lessons_01_to_04, number
         for path in run.glob(left):
             path.unlink()
     lesson = cells_of(lesson_files()[number], run, **{order: True})
-    execute(tmp_path, [lesson], environment(CRC_HELPERS_CACHE=str(cache)))
+    execute(tmp_path, lesson, environment(CRC_HELPERS_CACHE=str(cache)))
     assert kept(run) == kept(lessons_01_to_04)
 
 
