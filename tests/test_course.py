@@ -390,8 +390,7 @@ def test_pretrain_waits_for_no_lesson_and_names_the_devices_there_are(
 
 
 @pytest.mark.parametrize(
-    ("said", "devices", "nodes"),
-    [({}, 1, 1), ({"LOCAL_WORLD_SIZE": "4", "WORLD_SIZE": "8"}, 4, 2)],
+    ("said", "devices", "nodes"), [({}, 1, 1), ({"LOCAL_WORLD_SIZE": "4", "WORLD_SIZE": "8"}, 4, 2)]
 )
 def test_pretrain_counts_the_devices_that_a_launcher_has_started(monkeypatch, said, devices, nodes):
     for name in ("LOCAL_WORLD_SIZE", "WORLD_SIZE"):

@@ -1,6 +1,5 @@
 """Sweeps: plans, rows that can be gone on with, and which tiles and networks a row is about."""
 
-import itertools
 import json
 import os
 import subprocess
@@ -11,8 +10,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from PIL import Image
 from scripts import STUDIES, common
+from test_data import make_folder
 
 from crc_helpers import claims
 from crc_helpers.augmentation import VIEWS
@@ -44,9 +43,7 @@ def test_a_plan_names_every_row_once_and_more_seeds_only_add(name):
     assert len(set(many)) == len(many) and set(few) < set(many)
 
 
-@pytest.fixture
-def counted():
-    """A study that only counts how often it is measured, and its count."""
+def test_rows_are_measured_once_and_never_mixed_with_others(tmp_path, monkeypatch):
     calls = []
 
     def row(t, arm):
@@ -56,11 +53,7 @@ def counted():
     def plan(seeds):
         return common.rows_of(seeds, arm=("a", "bb"))
 
-    return common.Study("counted", plan, row, SMALL), calls
-
-
-def test_rows_that_are_there_are_not_measured_again(counted, tmp_path, monkeypatch):
-    study, calls = counted
+    study = common.Study("counted", plan, row, SMALL)
     monkeypatch.setattr(common, "commit", lambda: "5940e75")  # a commit that reads as a number
     first = common.measure(study, seeds=1, folder=tmp_path)
     assert calls == [(0, "a"), (0, "bb")] and first["value"].tolist() == [1, 2]
@@ -70,29 +63,14 @@ def test_rows_that_are_there_are_not_measured_again(counted, tmp_path, monkeypat
     assert set(both["commit"]) == {"5940e75"}
     monkeypatch.setattr(claims, "STUDIES", tmp_path)
     pd.testing.assert_frame_equal(claims.read_study("counted"), both)
-
-
-def test_rows_of_another_recipe_are_not_mixed(counted, tmp_path):
-    study, calls = counted
-    common.measure(study, seeds=1, folder=tmp_path)
     with pytest.raises(RunError, match=r"synthetic.csv holds rows .*nothing; now: size 48, head m"):
         other = replace(SMALL, size=48, head="mlp")
         common.measure(study, seeds=1, folder=tmp_path, recipe=other)
-    assert len(calls) == 2
-
-
-def test_rows_of_other_tiles_are_not_mixed(counted, tmp_path):
-    study, calls = counted
-    for folder, names in (("one", "abcd"), ("other", "abce")):
-        for kind, (k, name) in itertools.product(("HP", "SSA"), enumerate(names)):
-            (tmp_path / folder / kind).mkdir(parents=True, exist_ok=True)
-            pixels = np.full((32, 32, 3), 40 * k + len(kind), np.uint8)
-            Image.fromarray(pixels).save(tmp_path / folder / kind / f"{kind} {name}.png")
-    for seeds in (1, 2):
-        common.measure(study, "folder", str(tmp_path / "one"), seeds, folder=tmp_path)
+    one, other = (str(make_folder(tmp_path / str(count), count=count)) for count in (4, 5))
+    common.measure(study, "folder", one, 1, folder=tmp_path)
     with pytest.raises(RunError, match=r"holds rows of another experiment \(tiles: .*--out"):
-        common.measure(study, "folder", str(tmp_path / "other"), 3, folder=tmp_path)
-    assert len(calls) == 4
+        common.measure(study, "folder", other, 2, folder=tmp_path)
+    assert len(calls) == 6
 
 
 def test_a_table_that_is_missing_or_none_is_named(tmp_path, monkeypatch):

@@ -30,10 +30,7 @@ TASKS += [tasks.commanding, tasks.running]  # these say their own sentences
 CLOCK = ["seconds", "pairs_per_second"]  # the columns that no two runs share
 
 KILLED: list[int] = []
-pytestmark = [
-    pytest.mark.nightly,
-    pytest.mark.skipif(os.name == "nt", reason="SIGKILL is Unix's"),
-]
+pytestmark = [pytest.mark.nightly, pytest.mark.skipif(os.name == "nt", reason="SIGKILL is Unix's")]
 
 # A fork has imported everything already: a real process to kill, milliseconds instead of seconds.
 CONTEXT = multiprocessing.get_context("fork" if os.name != "nt" else None)
