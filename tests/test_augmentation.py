@@ -79,7 +79,7 @@ def disc(size, share):
 # --- Geometry ------------------------------------------------------------------------------------
 
 LINEAR = {"interpolation": InterpolationMode.BILINEAR}
-SEEN, RIM = disc(64, 0.8), torch.zeros(64, 64, dtype=torch.bool)
+SEEN, RIM, ALL = disc(64, 0.8), disc(64, 0), disc(64, 2)
 RIM[8:-8, 8:-8] = True  # at its rim torchvision repeats pixels; the warp sees the tile go on
 CROP = {"width": 0.5, "height": 0.25, "centre_x": -0.25, "centre_y": 0.5}
 
@@ -88,9 +88,9 @@ CROP = {"width": 0.5, "height": 0.25, "centre_x": -0.25, "centre_y": 0.5}
     ("change", "theirs", "where"),
     [
         (CROP, lambda x: tv.resized_crop(x, 40, 8, 16, 32, [64, 64], antialias=False), RIM),
-        ({"flip_x": -1}, tv.horizontal_flip, ...),
-        ({"flip_y": -1}, tv.vertical_flip, ...),
-        ({"angle": math.pi / 2}, lambda x: torch.rot90(x, 1, (2, 3)), ...),
+        ({"flip_x": -1}, tv.horizontal_flip, ALL),
+        ({"flip_y": -1}, tv.vertical_flip, ALL),
+        ({"angle": math.pi / 2}, lambda x: torch.rot90(x, 1, (2, 3)), ALL),
         ({"angle": math.radians(-17)}, lambda x: tv.rotate(x, -17, **LINEAR), SEEN),
         ({"shear": math.tan(math.radians(10))},
          lambda x: tv.affine(x, 0.0, [0, 0], 1.0, [10.0, 0.0], **LINEAR), SEEN),

@@ -133,7 +133,7 @@ FILES = [
     ("pipe", os.mkfifo, "x.png: called like an image, but not a file; remove it"),
     ("name in latin-1", make_nameless, "\\udce4.png: a name that is not text in UTF-8; rename"),
     ("no image", lambda path: path.parents[1].joinpath("none").mkdir(), "none: no image in it"),
-    ("three broken", lambda p: [p.with_name(f"{i}.png").touch() for i in "012"], "2 more like it"),
+    ("three broken", lambda p: [p.with_name(f"{i}.png").touch() for i in "345"], "2 more like it"),
 ]
 
 
@@ -191,7 +191,7 @@ LAST = "MHIST_aad.png,SSA,4,test"
 TABLES = [
     ("utf-16", table(LAST).decode().encode("utf-16"), "cannot be read as a table|UTF-8"),
     ("semicolons", table(LAST).replace(b",", b";"), "'Image Name' is missing|commas between"),
-    ("terminal codes", table("\x1b[31mx,SSA,4,test"), "line 5: '\\x1b[31mx' has no file|restore"),
+    ("terminal codes", table("\x1b[31mx,SSA,4,test"), "line 5|x1b[31mx' has no file|restore"),
     ("a file without row", table(), "MHIST_aad.png: has no row in|add the row"),
     ("formula as label", table("MHIST_aad.png,=1+1,4,test"), "'=1+1' is no label; write HP or"),
     ("votes in wide digits", table("MHIST_aad.png,SSA,４,test"), "is no number of votes|0 to 7"),
@@ -292,7 +292,7 @@ def test_no_file_of_weights_or_checkpoint_runs_code(tmp_path, monkeypatch):
 
 def test_bad_weights(tmp_path):
     file = tmp_path / "w.safetensors"
-    said = "w.safetensors is missing: run lesson 03, or set"
+    said = "w.safetensors is missing: run the lesson that makes it, or set"
     refused(lambda: load_weights(file, nn.Linear(3, 2)), said)
     facts = {"crc_helpers": json.dumps({"backbone": "small net"})}
     save_file({"weight": torch.ones(2, 4), "bias": torch.ones(2)}, file, facts)
@@ -347,7 +347,7 @@ run --preset huge                                  => choose one of ci, class, p
 run --lessons 77                                   => no such lesson
 data check folder                                  => folder: no folder given|--data-root
 data check folder --data-root empty                => no folder of images in it
-data check mhist --data-root empty                 => annotations.csv: missing
+data check mhist --data-root empty                 => annotations.csv|missing
 data check folder --data-root tiles --out .        => a folder; give the
 data check synthetic --data-root empty             => come from no f
 data prepare mhist                                 => Dataset Research Use Agreement
