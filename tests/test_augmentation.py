@@ -259,12 +259,6 @@ def test_a_view_does_not_depend_on_the_rest_of_its_batch():
 # --- What is drawn -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["brightness", "contrast"])
-def test_factors_fill_the_range_that_was_asked_for(name):
-    drawn = getattr(draw_parameters(5000, replace(OFF, **{name: 0.4}), generator()), name)
-    assert 0.6 <= drawn.min() < 0.61 and 1.39 < drawn.max() <= 1.4
-
-
 def test_chances_are_those_asked_for_and_stain_jitter_leaves_the_residual_alone():
     views = replace(OFF, saturation=0.4, grayscale=0.2, blur=0.3, stain=0.35)
     p = draw_parameters(10_000, views, generator())

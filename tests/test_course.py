@@ -105,10 +105,6 @@ def test_a_folder_and_a_cache_are_those_of_where_one_stands_or_of_its_home(tmp_p
     assert (settings["RUN"], settings["DATA_ROOT"]) == (f"{home}/x", f"{home}/g")
 
 
-def test_class_preset_stands_in_the_notebooks():
-    assert yaml.safe_load((ROOT / "presets/class.yaml").read_text(encoding="utf-8")) == {}
-
-
 def test_environment_names_the_packages_of_pyproject():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     conda = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))["dependencies"]
@@ -387,15 +383,3 @@ def test_pretrain_waits_for_no_lesson_and_names_the_devices_there_are(
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert main([*command, "--devices", "4"]) == 2
     assert "--devices 4: there are 2 on this machine" in last_line_of(capsys)
-
-
-@pytest.mark.parametrize(
-    ("said", "devices", "nodes"), [({}, 1, 1), ({"LOCAL_WORLD_SIZE": "4", "WORLD_SIZE": "8"}, 4, 2)]
-)
-def test_pretrain_counts_the_devices_that_a_launcher_has_started(monkeypatch, said, devices, nodes):
-    for name in ("LOCAL_WORLD_SIZE", "WORLD_SIZE"):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in said.items():
-        monkeypatch.setenv(name, value)
-    given = course_cli.parse(["pretrain"])
-    assert (given.devices, given.num_nodes) == (devices, nodes)

@@ -24,7 +24,6 @@ from crc_helpers.sources import images as image_reader
 from crc_helpers.sources.base import DataError
 from crc_helpers.sources.store import TileStore, save_shard
 
-EBHI_SEG = Path(__file__).resolve().parents[2] / "shared" / "data" / "ebhi_seg"
 HEADER = "Image Name,Majority Vote Label,Number of Annotators who Selected SSA (Out of 7),Partition"
 ROWS = """MHIST_aaa.png,HP,0,train
 MHIST_aab.png,SSA,7,train
@@ -262,18 +261,6 @@ def test_ebhi_classes_need_no_new_decoding(tmp_path, monkeypatch):
     everything = load_tiles("ebhi", root, size=16, classes="all")
     assert everything.class_names == ebhi.EBHI_CLASSES and everything.labels.min() == 0
     refused(lambda: load_tiles("ebhi", root, size=16, classes=["Polyp", "HP"]), "'HP'", "Polyp")
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not EBHI_SEG.is_dir(), reason="needs ../shared/data/ebhi_seg (real tiles)")
-def test_ebhi_real_tiles():
-    tiles = load_tiles("ebhi", EBHI_SEG, size=32)
-    assert np.bincount(tiles.labels + 1).tolist() == [472, 433, 388]
-    assert set(tiles.groups) == set(pd.read_csv(EBHI_SEG / "manifest.csv")["case"])
-    assert 0.3 < tiles.masks[:].mean() < 0.8 and tiles.mpp is None
-    parts = split(tiles)
-    assert 0.2 < len(parts.test) / 821 < 0.3
-    assert not set(tiles.groups[parts.pretraining]) & set(tiles.groups[parts.test])
 
 
 def test_synthetic_tiles_of_two_classes(cache):

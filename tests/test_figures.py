@@ -106,12 +106,6 @@ def test_long_names_of_classes_are_broken_and_leave_room_for_the_tiles():
         assert min(text.width, text.height) < max(text.width, text.height) <= room.width
 
 
-def test_chance_of_the_neighbours_is_one_over_the_classes():
-    figure = figures.loss_curve({"tissue": LOG}, 4.8, 0.6, classes=6)
-    heights = [line.get_ydata()[0] for line in figure.axes[1].lines if len(line.get_xdata()) == 2]
-    assert 1 / 6 in heights
-
-
 def test_nine_classes_have_nine_colours_and_colours_that_do_not_vary_are_drawn():
     names = [f"class {k}" for k in range(9)]
     figure = figures.embedding_maps({"network": RNG.random((18, 2))}, np.arange(18) % 9, names)

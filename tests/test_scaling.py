@@ -83,14 +83,3 @@ def test_a_batch_that_the_processes_cannot_share_is_refused():
         _require_processes(3, 8, Contrast(0.2))
     with pytest.raises(ValueError, match="NT-Xent is the only objective"):
         _require_processes(2, 8, nn.Identity())
-
-
-def test_batch_normalisation_of_one_process_is_torchs(monkeypatch):
-    monkeypatch.setattr(several_processes, "all_reduce", lambda x: x)
-    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 1)
-    ours, theirs = several_processes.SynchronisedBatchNorm2d(5), nn.BatchNorm2d(5)
-    x = 3 + 2 * torch.randn(4, 5, 6, 6)
-    for _ in range(2):
-        torch.testing.assert_close(ours(x), theirs(x), atol=1e-5, rtol=1e-5)
-    for name, value in theirs.state_dict().items():
-        torch.testing.assert_close(ours.state_dict()[name], value, atol=1e-5, rtol=1e-5)
