@@ -23,7 +23,7 @@ from crc_helpers.runs import save_table
 from crc_helpers.sources import store as tile_store
 
 TRAINING = Training(size=16, epochs=6, batch=16, lr=1e-3)
-SMALL = "N_TILES=160 IMAGE_SIZE=16 PRETRAIN_EPOCHS=6 PRETRAIN_BATCH=16 VIEWS=tissue"
+SMALL = "N_TILES=160 IMAGE_SIZE=16 PRETRAIN_EPOCHS=6 PRETRAIN_BATCH=16 VIEWS=[tissue]"
 
 
 def _engine() -> Fabric:

@@ -15,7 +15,7 @@ from crc_helpers.runs import ROOT
 # --- lessons -------------------------------------------------------------------------------------
 
 SMALL = {"N_TILES": 160, "IMAGE_SIZE": 64, "VIEWS": ["tissue"], "FINE_TUNE_LR": [1e-3]}
-SMALL |= {"PRETRAIN_EPOCHS": 4, "PRETRAIN_BATCH": 16, "FINE_TUNE_EPOCHS": 2, "FINE_TUNE_BATCH": 16}
+SMALL |= {"PRETRAIN_EPOCHS": 2, "PRETRAIN_BATCH": 16, "FINE_TUNE_EPOCHS": 2, "FINE_TUNE_BATCH": 16}
 
 RUNNER = """
 import json, sys, matplotlib
