@@ -286,7 +286,7 @@ def test_no_file_of_weights_or_checkpoint_runs_code(tmp_path, monkeypatch):
     torch.save({"model": Malicious()}, tmp_path / "x_a.ckpt")
     refused(Checkpoint(tmp_path / "x.ckpt", "a").load, "x_a.ckpt is no checkpoint|delete it")
     assert not (tmp_path / "harm").exists()
-    torch.load(file, weights_only=False)  # and it would have
+    torch.load(tmp_path / "x_a.ckpt", weights_only=False)  # and it would have
     assert (tmp_path / "harm").exists()
 
 
