@@ -267,6 +267,7 @@ def test_chances_are_those_asked_for_and_stain_jitter_leaves_the_residual_alone(
     assert (p.sigma > 0).float().mean() == pytest.approx(0.3, abs=0.023)
     assert (p.stain[:, 2] == 1).all() and (p.stain[:, :2] != 1).all()
     assert ((p.stain - 1).abs() <= 0.35 + 1e-6).all()
+    assert p.stain[:, 0].min() < 0.66 and p.stain[:, 0].max() > 1.34  # the range is filled
 
 
 def test_turns_and_flips_are_the_eight_symmetries_of_a_square():
