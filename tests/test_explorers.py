@@ -311,8 +311,11 @@ def inside(widget) -> list:
     return [widget, *(w for child in getattr(widget, "children", ()) for w in inside(child))]
 
 
+QUICK = ("threshold", "embedding")  # to operate by every control; the others are slow
+
+
 @pytest.mark.parametrize(
-    "kind", [pytest.param(k, marks=pytest.mark.slow if k == "Grad-CAM" else ()) for k in KINDS]
+    "kind", [pytest.param(k, marks=() if k in QUICK else pytest.mark.slow) for k in KINDS]
 )
 def test_a_name_with_markup_stays_text(parts, kind):
     """What ipywidgets takes as HTML holds no name; all else it shows as text."""
