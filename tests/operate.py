@@ -20,9 +20,7 @@ def every_control(explorer):
         for value in values:
             setattr(control, moved, value)
             said = explorer.message.value
-            assert not said or "no tile here is" in said, (
-                f"{control.description} {moved} {value}: {said}"
-            )
+            assert not said or "no tile here is" in said, (control.description, value, said)
         moves += len(values)
     return moves
 

@@ -74,16 +74,9 @@ def steps(out: Path, epochs: int, devices: int, stop: int = 0) -> None:
     model, training = nn.Sequential(encoder, head), pretraining.Training(32, epochs, 8, 1e-3)
     loss = pretraining.Contrast(0.2, fabric)
     try:
-        log = pretraining.pretrain(
-            model,
-            tiles,
-            VIEWS["tissue"],
-            fabric,
-            training,
-            loss,
-            monitor=monitor,
-            checkpoint=out.with_suffix(".ckpt"),
-        )
+        given = model, tiles, VIEWS["tissue"], fabric, training, loss
+        checkpoint = out.with_suffix(".ckpt")
+        log = pretraining.pretrain(*given, monitor=monitor, checkpoint=checkpoint)
     except (RuntimeError, SystemExit):
         if not stop:
             raise
@@ -92,15 +85,9 @@ def steps(out: Path, epochs: int, devices: int, stop: int = 0) -> None:
     if head.layers.weight.grad is not None:
         pairs = [*encoder.named_parameters(), *head.named_parameters()]
         state["gradient"] = {name: p.grad for name, p in pairs}
-    torch.save(
-        state
-        | {
-            "loss": log["loss"].tolist(),
-            "world": fabric.world_size,
-            "asked": log.get("asked_in_process", pd.Series()).tolist(),
-        },
-        f"{out}-{fabric.global_rank}.pt",
-    )
+    state |= {"loss": log["loss"].tolist(), "world": fabric.world_size}
+    state["asked"] = log.get("asked_in_process", pd.Series()).tolist()
+    torch.save(state, f"{out}-{fabric.global_rank}.pt")
 
 
 if __name__ == "__main__":

@@ -17,9 +17,12 @@ from statsmodels.stats.contingency_tables import mcnemar
 from crc_helpers import claims, runs
 from crc_helpers.augmentation import VIEWS
 from crc_helpers.evaluation import macro_auc
-from crc_helpers.models import Classifier, Encoder, contrastive_model
+from crc_helpers.models import contrastive_model
 from crc_helpers.pretraining import Training, nt_xent, pretrain
+from crc_helpers.tissue.parameters import TissueParameters
+from crc_helpers.tissue.slide import draw
 
+close = torch.testing.assert_close
 objectives, imbalance, site = (STUDIES[name] for name in ("objectives", "imbalance", "site"))
 
 
@@ -31,29 +34,22 @@ def pair(n=12, d=16, seed=0):
 # --- Objectives -----------------------------------------------------------------------------------
 
 
-def test_moco_is_lightlys_loss_with_a_memory_bank():
+def test_losses_are_lightlys():
     (q, k), (queue, _) = pair(), pair(32, 16, 1)
     theirs = NTXentLoss(temperature=0.2, memory_bank_size=(32, 16))
     theirs.memory_bank.bank = F.normalize(queue, dim=1)
     theirs.memory_bank.bank_ptr = torch.zeros(1, dtype=torch.long)
-    ours = claims.moco_loss(q.requires_grad_(), k, queue, 0.2)
-    torch.testing.assert_close(ours, theirs(q, k))
-
-
-def test_simsiam_is_lightlys_and_stops_the_gradient():
+    close(claims.moco_loss(q.requires_grad_(), k, queue, 0.2), theirs(q, k))
+    z1, z2 = pair(64, 8)
+    twins = BarlowTwinsLoss(lambda_param=5e-3)(z1, z2)
+    close(claims.barlow_twins_loss(z1, z2), twins, rtol=1e-4, atol=0)
     (p1, p2), (z1, z2) = pair(), pair(seed=1)
     z1.requires_grad_(), p1.requires_grad_()
-    theirs = NegativeCosineSimilarity()
+    cosine = NegativeCosineSimilarity()
     ours = claims.simsiam_loss(p1, p2, z1, z2)
-    torch.testing.assert_close(ours, (theirs(p1, z2) + theirs(p2, z1)) / 2)
+    close(ours, (cosine(p1, z2) + cosine(p2, z1)) / 2)
     ours.backward()
-    assert z1.grad is None and p1.grad.abs().sum() > 0
-
-
-def test_barlow_twins_is_lightlys():
-    z1, z2 = pair(64, 8)
-    theirs = BarlowTwinsLoss(lambda_param=5e-3)
-    torch.testing.assert_close(claims.barlow_twins_loss(z1, z2), theirs(z1, z2), rtol=1e-4, atol=0)
+    assert z1.grad is None and p1.grad.abs().sum() > 0  # the gradient is stopped
 
 
 def test_sup_con_by_its_definition_and_with_a_label_each_nt_xent():
@@ -65,40 +61,35 @@ def test_sup_con_by_its_definition_and_with_a_label_each_nt_xent():
         others = [k for k in range(10) if k != i]
         log_p = dict(zip(others, (z[i] @ z[others].T / tau).log_softmax(dim=0), strict=True))
         total -= torch.stack([log_p[k] for k in others if y[k] == y[i]]).mean()
-    torch.testing.assert_close(claims.sup_con_loss(z1, z2, labels, tau), total / 10)
+    close(claims.sup_con_loss(z1, z2, labels, tau), total / 10)
     alone = claims.sup_con_loss(z1, z2, torch.arange(5), 0.3)
-    torch.testing.assert_close(alone, nt_xent(z1, z2, 0.3))
+    close(alone, nt_xent(z1, z2, 0.3))
 
 
 @pytest.mark.parametrize("name", ["MoCo", "SimSiam", "Barlow Twins", "SupCon"])
-def test_an_objective_trains_on_the_loop_and_goes_on_to_the_same_weights(
-    name, tmp_path, monkeypatch, capsys
-):
+def test_an_objective_trains_and_goes_on_to_the_same_weights(name, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(runs, "SAVE_EVERY", 0)
     images = np.random.default_rng(0).integers(0, 255, (16, 3, 32, 32), np.uint8)
+    training, fabric = Training(size=32, epochs=2, batch=8, lr=1e-3), runs.make_fabric(0)
 
-    def learn(checkpoint=None, stop_at=None):
-        def monitor(_, epoch):
-            if epoch == stop_at:
-                raise KeyboardInterrupt
-            return {}
-
+    def learn(checkpoint=None, monitor=None):
         model = contrastive_model("resnet8", "mlp", 0)
         before = model[0].state_dict()["backbone.conv1.weight"].clone()
         objective = objectives.OBJECTIVES[name](model, 0.2, np.arange(16) % 2)
-        training = Training(size=32, epochs=2, batch=8, lr=1e-3)
-        log = pretrain(
-            model, images, VIEWS["tissue"], runs.make_fabric(0), training, objective,
-            checkpoint=checkpoint, monitor=monitor,
-        )  # fmt: skip
+        given = model, images, VIEWS["tissue"], fabric, training, objective
+        log = pretrain(*given, checkpoint=checkpoint, monitor=monitor)
         after = model[0].state_dict()["backbone.conv1.weight"]
         assert np.isfinite(log["loss"]).all() and not torch.equal(before, after)
         return after
 
-    file = tmp_path / "state.ckpt"
+    def stop(_encoder, epoch):
+        if epoch == 2:
+            raise KeyboardInterrupt
+        return {}
+
     with pytest.raises(KeyboardInterrupt):
-        learn(file, stop_at=2)
-    torch.testing.assert_close(learn(file), learn(), rtol=0, atol=0)
+        learn(tmp_path / "state.ckpt", stop)
+    close(learn(tmp_path / "state.ckpt"), learn(), rtol=0, atol=0)
     assert "going on after epoch 1 of 2" in capsys.readouterr().out
 
 
@@ -110,14 +101,9 @@ def test_moco_follows_slowly_and_fills_its_queue():
         next(model.parameters()).add_(1)
     views = torch.rand(4, 3, 32, 32)
     moco(model, views, views, np.arange(4)).backward()
-    torch.testing.assert_close(next(moco.keys.parameters()), first + 0.01)
-    torch.testing.assert_close(moco.queue[4:], queue[:2])  # the newest in front
+    close(next(moco.keys.parameters()), first + 0.01)
+    close(moco.queue[4:], queue[:2])  # the newest in front
     assert all(p.grad is None for p in moco.keys.parameters())
-
-
-def test_the_plain_network_is_an_encoder():
-    network = Classifier(Encoder(STUDIES["baselines"].plain_cnn()), 3)
-    assert network(torch.rand(2, 3, 64, 64)).shape == (2, 3)
 
 
 # --- Labels, stain, metadata ----------------------------------------------------------------------
@@ -142,9 +128,9 @@ def test_focal_loss_by_hand_and_without_focus():
     logits, labels = torch.tensor([[2.0, 0.0], [0.0, 1.0]]), torch.tensor([0, 0])
     p = torch.tensor([np.exp(2) / (np.exp(2) + 1), 1 / (1 + np.e)], dtype=torch.float32)
     by_hand = -((1 - p) ** 2 * p.log()).mean()
-    torch.testing.assert_close(imbalance.focal_loss(logits, labels), by_hand)
+    close(imbalance.focal_loss(logits, labels), by_hand)
     plain = imbalance.focal_loss(logits, labels, 0.0)
-    torch.testing.assert_close(plain, F.cross_entropy(logits, labels))
+    close(plain, F.cross_entropy(logits, labels))
 
 
 def test_no_threshold_is_better_than_the_best():
@@ -157,25 +143,12 @@ def test_no_threshold_is_better_than_the_best():
 
 @pytest.mark.parametrize(("method", "left"), [("Macenko", 0.9), ("Reinhard", 0.1)])
 def test_normalised_tiles_come_nearer_to_the_reference_and_glass_stays(method, left):
-    from crc_helpers.tissue.parameters import TissueParameters
-    from crc_helpers.tissue.slide import draw
-
     pale, dark = (draw(TissueParameters(haematoxylin=x, eosin=x), 1, 96).image for x in (0.6, 1.4))
     glass, flat = np.full_like(pale, 250), np.full_like(pale, 120)
     done = site.normalise_stain(np.stack([pale, glass, flat]), dark, method)
     gap = [np.abs(i.mean(axis=(1, 2)) - dark.mean(axis=(1, 2))).mean() for i in (pale, done[0])]
     assert gap[1] < left * gap[0]
     assert done.dtype == np.uint8 and np.array_equal(done[1:], [glass, flat])
-
-
-def test_clinical_features_and_what_is_not_known():
-    table = pd.DataFrame(
-        {"Polyp Size (mm)": [10, np.nan, 1, 1], "Colon Site": ["Cecum", "Rectum", None, ""]}
-    )
-    found = claims.clinical_features(table)
-    np.testing.assert_allclose(found[0], [np.log(10), 1])
-    assert np.isnan(found[1, 0]) and found[1, 1] == 0
-    assert (found[2:, 0] == 0).all() and np.isnan(found[2:, 1]).all()
 
 
 def test_fusion_takes_the_mean_of_log_odds_and_does_without_what_is_missing():
@@ -204,8 +177,8 @@ def test_delong_by_its_definition():
     difference, error, p = claims.delong_test(y, *scores.T)
     areas = [roc_auc_score(y, s) for s in scores.T]
     assert difference == pytest.approx(areas[0] - areas[1])
-    wins = [(s[y == 1][:, None] > s[y == 0]) + 0.5 * (s[y == 1][:, None] == s[y == 0])
-            for s in scores.T]  # fmt: skip
+    pairs = [(s[y == 1][:, None], s[y == 0]) for s in scores.T]
+    wins = [(a > b) + 0.5 * (a == b) for a, b in pairs]
     v10, v01 = (np.array([w.mean(axis=k) for w in wins]) for k in (1, 0))
     s = np.cov(v10) / (y == 1).sum() + np.cov(v01) / (y == 0).sum()
     assert error == pytest.approx(np.sqrt(s[0, 0] + s[1, 1] - 2 * s[0, 1]))
@@ -219,9 +192,9 @@ def test_mcnemar_has_the_power_that_was_planned():
     n, difference, disagreement = claims.tiles_needed(0.05, 0.15), 0.05, 0.15
     rng = np.random.default_rng(3)
     better, worse = (disagreement + difference) / 2, (disagreement - difference) / 2
-    counts = rng.multinomial(n, [better, worse, 1 - disagreement], 1500)
+    counts = rng.multinomial(n, [better, worse, 1 - disagreement], 500)
     found = np.mean([mcnemar([[0, a], [b, 0]]).pvalue < 0.05 for a, b, _ in counts])
-    assert 0.72 < found < 0.86
+    assert 0.7 < found < 0.88
     with pytest.raises(ValueError, match=r"difference 0.2 <= disagreement 0.1"):
         claims.tiles_needed(0.2, 0.1)
 
@@ -240,17 +213,17 @@ def test_interval_over_seeds_is_scipys_and_one_seed_has_none():
 def test_splits_of_one_data_set_get_the_interval_that_new_data_would():
     # A third of the same 90 tiles is tested each time: any two of the thirds share a third.
     rng, caught = np.random.default_rng(0), Counter()
-    for _ in range(2000):
+    for _ in range(1000):
         tiles = rng.standard_normal(90)  # the truth is 0
         found = [tiles[rng.permutation(90)[:30]].mean() for _ in range(5)]
         for name, retested in (("naive", 0.0), ("corrected", 0.5)):
             _, low, high = claims.over_seeds(found, retested)
             caught[name] += low <= 0 <= high
             assert (claims.p_over_seeds(found, retested) > 0.05) == (low <= 0 <= high)
-    assert caught["naive"] < 1700 and 1860 < caught["corrected"] < 1940  # 1900 are 95 %
+    assert caught["naive"] < 850 and 925 < caught["corrected"] < 975  # 950 are 95 %
 
 
 def test_pairs_are_of_the_same_seed_and_incomplete_ones_left_out():
-    rows = pd.DataFrame({"seed": [2, 1, 1, 2, 3], "arm": ["b", "a", "b", "a", "a"],
-                         "auc": [0.5, 0.9, 0.6, 0.7, 1.0]})  # fmt: skip
+    arms, aucs = ["b", "a", "b", "a", "a"], [0.5, 0.9, 0.6, 0.7, 1.0]
+    rows = pd.DataFrame({"seed": [2, 1, 1, 2, 3], "arm": arms, "auc": aucs})
     np.testing.assert_allclose(claims.paired(rows, "arm", "a", "b", "auc"), [0.3, 0.2])

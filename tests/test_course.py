@@ -15,6 +15,7 @@ import publish
 import pytest
 import torch
 import yaml
+from test_data import make_folder
 
 from crc_helpers import augmentation, data, models, pretraining, runs
 from crc_helpers.augmentation import VIEWS
@@ -24,8 +25,25 @@ from crc_helpers.course import page as course_page
 from crc_helpers.course import run as course_run
 from crc_helpers.course import settings as course_settings
 from crc_helpers.course.cli import main
-from crc_helpers.course.settings import UsageError, lesson_files, parameters_of, read_settings
+from crc_helpers.course.settings import lesson_files, parameters_of, read_settings
 from crc_helpers.runs import ROOT, RunError, locked, make_fabric, save_json
+
+new = nbformat.v4
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("CRC_HELPERS_CACHE", str(tmp_path / "cache"))
+
+
+def last_line_of(capsys):
+    """The sentence that a command ends in."""
+    said = capsys.readouterr().err
+    assert "Traceback" not in said
+    return said.splitlines()[-1]
+
+
+# --- Settings ------------------------------------------------------------------------------------
 
 
 def test_lesson_ranges():
@@ -34,90 +52,80 @@ def test_lesson_ranges():
     assert lesson_files("") == lesson_files("01-")
 
 
-@pytest.mark.parametrize("which", ["x", "77", "a-b"])
-def test_bad_lesson_range_is_refused(which):
-    with pytest.raises(UsageError, match="--lessons"):
-        lesson_files(which)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (["run", "--set", "NO_SUCH=1"], "'NO_SUCH=1': unknown parameter"),
-        (["run", "--set", "SEED"], "NAME=VALUE"),
-        (["run", "--set", "SEED=[1"], "not a value"),
-        (
-            ["run", "--set", "FINE_TUNE_VIEWS=gentel"],
-            "FINE_TUNE_VIEWS has 'gentel': choose some of",
-        ),
-        (["run", "--set", "VIEWS=[tissue, papr]"], "VIEWS has 'papr': choose some of"),
-        (["run", "--set", "RUN=elsewhere"], "'RUN=elsewhere': unknown parameter"),
-        (["run", "--preset", "huge"], "choose one of ci, class, paper"),
-        (["run", "--lessons", "9"], "no such lesson"),
-        (["run", "--data", "mhist", "--data-root", "/no/such/place"], "/no/such/place"),
-        (["run", "--data", "folder"], "--data-root"),
-        (["data", "check", "ebhi", "--data-root", "/no/such/place"], "/no/such/place"),
-        (["data", "prepare", "mhist"], "form"),
-        (["data", "prepare", "folder"], "--data-root"),
-        (["data", "prepare", "mhist", "--n", "5"], "--n: for synthetic"),
-        (["data", "prepare", "synthetic", "--n", "1"], "n = 1"),
-    ],
-)
-def test_what_the_user_can_mend_is_one_line_and_status_2(arguments, words, tmp_path, capsys):
-    if arguments[0] == "run":
-        arguments = [*arguments, "--out", str(tmp_path / "out")]
-    assert main(arguments) == 2
-    error = capsys.readouterr().err
-    assert words in error and len(error.strip().splitlines()) == 1
-
-
 def test_values_of_set_are_typed():
     known = {"A", "B", "C", "D", "N_TILES", "IMAGE_SIZE"}
     settings = read_settings("class", ["A=1", "B=1e-3", "C=[tissue]", "D=null"], known)
     assert settings == {"A": 1, "B": 1e-3, "C": ["tissue"], "D": None}
 
 
-def test_data_check_reports_and_draws(tmp_path, capsys, monkeypatch):
-    monkeypatch.setenv("CRC_HELPERS_CACHE", str(tmp_path / "cache"))
-    rng = np.random.default_rng(0)
-    from PIL import Image
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [
+        ("[0, 1]", ["0", "1"]),
+        ("[no,yes]", ["no", "yes"]),
+        ("('HP', 'SSA')", ["HP", "SSA"]),
+        ("all", "all"),
+    ],
+)
+def test_names_of_classes_are_text(given, found):
+    settings = read_settings("class", [f"CLASSES={given}"], {"CLASSES"})
+    assert settings["CLASSES"] in (found, tuple(found))
 
-    for name in ("a", "b"):
-        (tmp_path / "tiles" / name).mkdir(parents=True)
-        for k in range(3):
-            pixels = rng.integers(0, 255, (40, 40, 3), np.uint8)
-            Image.fromarray(pixels).save(tmp_path / "tiles" / name / f"{k}.png")
-    sheet = tmp_path / "sheet.png"
-    command = [
-        "data",
-        "check",
-        "folder",
-        "--data-root",
-        str(tmp_path / "tiles"),
-        "--out",
-        str(sheet),
-    ]
-    assert main(command) == 0
-    assert "class a: 3" in capsys.readouterr().out
-    assert Image.open(sheet).size[0] > 100
+
+def settings_of(*words):
+    given = course_cli.parse(["run", *words])
+    return course_settings.lesson_settings(given, {f: parameters_of(f) for f in lesson_files()})
+
+
+def test_one_value_is_a_list_of_one_for_the_command_and_for_papermill():
+    settings = settings_of("--set", "VIEWS=tissue", "--set", "FINE_TUNE_LR=1e-3")
+    assert (settings["VIEWS"], settings["FINE_TUNE_LR"]) == (["tissue"], [1e-3])
+    for file in lesson_files():
+        for name, usual in parameters_of(file).items():
+            if isinstance(usual, list):
+                lines = "\n".join(code_of(file.name[:2])).splitlines()
+                found = {name: usual[0], "runs": runs}
+                exec(next(line for line in lines if line.startswith(f"{name} = runs.")), found)
+                assert found[name] == usual[:1]
+
+
+def test_a_folder_and_a_cache_are_those_of_where_one_stands_or_of_its_home(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert settings_of("--set", "DATA_ROOT=tiles")["DATA_ROOT"] == str(tmp_path / "tiles")
+    seen = []
+    monkeypatch.setattr(course_run, "run", lambda given: seen.append(given) or 0)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    for typed, meant in (("mine", "mine"), ("~/crc", "home/crc")):
+        monkeypatch.setenv("CRC_HELPERS_CACHE", typed)
+        assert main(["run", "--out=~/x", "--data-root=~/f"]) == 0
+        assert os.environ["CRC_HELPERS_CACHE"] == str(tmp_path / meant)
+    home = str(tmp_path / "home")
+    assert (seen[0].out, seen[0].data_root) == (f"{home}/x", f"{home}/f")
+    settings = settings_of("--out", seen[0].out, "--set", "DATA_ROOT=~/g")
+    assert (settings["RUN"], settings["DATA_ROOT"]) == (f"{home}/x", f"{home}/g")
+
+
+def test_environment_names_the_packages_of_pyproject():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    conda = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))["dependencies"]
+    pip = next(d["pip"] for d in conda if isinstance(d, dict))
+    there = {d for d in [*conda, *pip] if isinstance(d, str)} - {"pip", "-e ."}
+    wanted = {re.sub("^torch>", "pytorch>", d) for d in project["dependencies"]}
+    assert there == wanted | {"python" + project["requires-python"]}
+
+
+# --- What goes wrong -----------------------------------------------------------------------------
+
+FULL = OSError(errno.ENOSPC, "No space left on device", "a\x1b.csv")
+GONE = OSError(errno.ENOENT, "No such file or directory", "a.csv")
 
 
 @pytest.mark.parametrize(
     ("error", "words"),
     [
-        (
-            OSError("a shard has been removed: load the tiles again"),
-            "load the tiles again; the same",
-        ),
-        (
-            OSError(errno.ENOSPC, "No space left on device", "a\x1b.csv"),
-            "a\\x1b.csv': make room, or",
-        ),
-        (OSError(errno.ENOENT, "No such file or directory", "a.csv"), "'a.csv'; the same command"),
-        (
-            MemoryError("Unable to allocate 7.28 TiB"),
-            "not enough memory (Unable to allocate 7.28 TiB)",
-        ),
+        (FULL, "a\\x1b.csv': make room, or"),
+        (GONE, "'a.csv'; the same command"),
+        (MemoryError("Unable to allocate 7 TiB"), "not enough memory (Unable to allocate 7 TiB)"),
     ],
 )
 def test_what_the_system_refuses_is_said_with_its_own_advice(error, words, capsys, monkeypatch):
@@ -126,15 +134,66 @@ def test_what_the_system_refuses_is_said_with_its_own_advice(error, words, capsy
 
     monkeypatch.setattr(doctor, "doctor", fail)
     assert main(["doctor"]) == 2
-    said = capsys.readouterr().err
-    assert words in said and len(said.strip().splitlines()) == 1 and said.strip().isprintable()
-    assert ("make room" in said) == (getattr(error, "errno", 0) == errno.ENOSPC)
+    said = last_line_of(capsys)
+    assert words in said and said.isprintable() and ("make room" in said) == (error is FULL)
+
+
+def test_doctor_ends_in_ok_or_says_what_to_do(capsys, monkeypatch):
+    assert main(["doctor"]) == 0
+    out = capsys.readouterr().out
+    assert out.strip().endswith("OK") and "torch" in out and "kernel" in out
+    old = {**doctor.versions(), "torch": "2.4.0"}
+    monkeypatch.setattr(doctor, "versions", lambda: old)
+    assert main(["doctor"]) == 1
+    assert "FAIL\n- torch 2.11 or newer is needed: pip install" in capsys.readouterr().out
+
+
+def test_without_its_notebooks_the_doctor_and_the_run_say_what_to_do(tmp_path, monkeypatch, capsys):
+    """As after `pip install .`, which takes the package alone."""
+    monkeypatch.setattr(course_settings, "NOTEBOOKS", tmp_path)
+    assert main(["doctor"]) == 1
+    assert "holds no lesson: clone the repository, and" in capsys.readouterr().out
+    assert main(["run", "--out", str(tmp_path)]) == 2
+    assert "holds no lesson: clone the repository, and" in last_line_of(capsys)
+
+
+INTERRUPTED = """
+import sys
+class Finder:
+    def find_spec(self, name, *_):
+        if name == "torch":
+            raise KeyboardInterrupt
+sys.meta_path.insert(0, Finder())
+from crc_helpers.course.cli import main
+sys.exit(main(["doctor"]))
+"""
+
+
+def test_ctrl_c_while_it_imports_ends_in_a_sentence():
+    done = subprocess.run([sys.executable, "-c", INTERRUPTED], capture_output=True, text=True)
+    assert done.returncode == 130 and "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1] == "stopped; the same command goes on from here"
+
+
+def test_deep_checks_the_cohort_that_is_asked_for(capsys, tmp_path):
+    """The lessons draw other tiles than a check does by default."""
+    tiles = data.load_tiles("synthetic", n=6, seed=3)
+    command = ["data", "check", "synthetic", "--n", "6", "--seed", "3", "--deep"]
+    command += ["--out", str(tmp_path / "sheet.png")]
+    assert main(command) == 0 and "files as they were written" in capsys.readouterr().out
+    with (tiles.images.folder / "images-00000.npy").open("r+b") as opened:
+        opened.seek(-1, 2)
+        opened.write(b"\x77")
+    assert main(command) == 2
+    assert "not what was written into this cache" in last_line_of(capsys)
+
+
+# --- Pages and publishing ------------------------------------------------------------------------
 
 
 def test_pages_are_read_offline(tmp_path):
     """Widgets load their code from the net and are dead without a kernel."""
     view = {"application/vnd.jupyter.widget-view+json": {"model_id": "1"}, "text/plain": "Bar()"}
-    new = nbformat.v4
     outputs = [new.new_output("display_data", view), new.new_output("stream", text="0.91 ± 0.02")]
     cells = [new.new_code_cell("show()", outputs=outputs), new.new_markdown_cell("$x^2$")]
     state = {"application/vnd.jupyter.widget-state+json": {"state": {}, "version_major": 2}}
@@ -151,8 +210,7 @@ def test_pages_are_read_offline(tmp_path):
 
 def test_a_page_of_other_settings_says_so_and_links_to_what_is_there(tmp_path):
     text = "[next](02_augmentation_gallery.ipynb) [speed](../benchmarks/SPEED.md)"
-    book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(text)])
-    nbformat.write(book, tmp_path / "a.ipynb")
+    nbformat.write(new.new_notebook(cells=[new.new_markdown_cell(text)]), tmp_path / "a.ipynb")
     html = course_page.page(tmp_path / "a.ipynb", {"SEED": 7, "DATA_ROOT": "`<script>"})
     assert html.index("A run of its own") < html.index(">next<")
     assert "SEED = 7" in html and "'&lt;script&gt;" in html
@@ -161,90 +219,49 @@ def test_a_page_of_other_settings_says_so_and_links_to_what_is_there(tmp_path):
     assert (tmp_path / there).resolve() == ROOT / "benchmarks" / "SPEED.md"
 
 
-def test_doctor_ends_in_ok_here(capsys):
-    assert main(["doctor"]) == 0
-    out = capsys.readouterr().out
-    assert out.strip().endswith("OK") and "torch" in out and "kernel" in out
+def test_clean_keeps_the_parameters_cell_and_drops_what_changes():
+    tagged = {"tags": ["parameters"]}
+    source = new.new_notebook(cells=[new.new_code_cell("A = 1", metadata=tagged)])
+    table = {"text/html": '<th id="T_0a1b2_row0">', "text/plain": "<Styler at 0x7f01>"}
+    outputs = [
+        new.new_output("stream", name="stdout", text="/somewhere/run/file.csv\n"),
+        new.new_output("stream", name="stderr", text="50%"),
+        new.new_output("display_data", table),
+    ]
+    cells = [
+        new.new_code_cell("A = 1", metadata=tagged | {"papermill": {"x": 1}}),
+        new.new_code_cell("A = 2", metadata={"tags": ["injected-parameters"]}),
+        new.new_code_cell("print(A)", execution_count=3, outputs=outputs),
+    ]
+    executed = new.new_notebook(cells=cells, metadata={"widgets": {"state": 1}})
+    cleaned = publish.clean(executed, source, "/somewhere/run")
+    assert [c.source for c in cleaned.cells] == ["A = 1", "print(A)"]
+    assert [c.execution_count for c in cleaned.cells] == [1, 2]
+    said, table = cleaned.cells[1].outputs
+    assert said.text == "file.csv\n"
+    assert table.data == {"text/html": '<th id="T_2_row0">', "text/plain": "<Styler>"}
+    assert "widgets" not in cleaned.metadata and "papermill" not in cleaned.cells[0].metadata
 
 
-def test_doctor_says_what_to_do(capsys, monkeypatch):
-    old = {**doctor.versions(), "torch": "2.4.0"}
-    monkeypatch.setattr(doctor, "versions", lambda: old)
-    assert main(["doctor"]) == 1
-    assert "FAIL\n- torch 2.11 or newer is needed: pip install" in capsys.readouterr().out
+# --- Data of a run -------------------------------------------------------------------------------
 
 
-def test_module_is_the_command():
-    done = subprocess.run(
-        [sys.executable, "-m", "crc_helpers", "--help"], capture_output=True, text=True
-    )
-    assert done.returncode == 0 and "doctor" in done.stdout
-
-
-def test_environment_names_the_packages_of_pyproject():
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    conda = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))["dependencies"]
-    pip = next(d["pip"] for d in conda if isinstance(d, dict))
-    there = {d for d in [*conda, *pip] if isinstance(d, str)} - {"pip", "-e ."}
-    wanted = {re.sub("^torch>", "pytorch>", d) for d in project["dependencies"]}
-    assert there == wanted | {"python" + project["requires-python"]}
-
-
-def test_makefile_lists_its_targets():
-    done = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True)
-    assert {"course", "lab", "test", "notebooks"} <= {
-        w.split()[0] for w in done.stdout.splitlines()
-    }
-
-
-def test_class_preset_stands_in_the_notebooks():
-    assert yaml.safe_load((ROOT / "presets/class.yaml").read_text(encoding="utf-8")) == {}
-
-
-# --- data of a run -------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def folder_of_tiles(tmp_path, monkeypatch):
-    from PIL import Image
-
-    monkeypatch.setenv("CRC_HELPERS_CACHE", str(tmp_path / "cache"))
-    rng = np.random.default_rng(0)
-    for name in ("a", "b"):
-        (tmp_path / "tiles" / name).mkdir(parents=True)
-        for k in range(20):
-            pixels = rng.integers(0, 255, (32, 32, 3), np.uint8)
-            Image.fromarray(pixels).save(tmp_path / "tiles" / name / f"{k}.png")
-    return tmp_path / "tiles"
-
-
-def test_recall_gives_what_remember_was_given(folder_of_tiles, tmp_path):
-    tiles = data.load_tiles("folder", folder_of_tiles)
+def test_recall_gives_what_remember_was_given_and_refuses_data_that_changed(tmp_path):
+    root = make_folder(tmp_path / "tiles", count=20)
+    tiles = data.load_tiles("folder", root)
     parts = data.split(tiles, "paper", validation=0.2, seed=5)
-    settings = dict(root=folder_of_tiles, classes=None, n=0, seed=5)
-    data.remember(tmp_path, tiles, parts, scheme="paper", test=0.3, validation=0.2, **settings)
+    settings = dict(root=root, classes=None, n=0, seed=5, scheme="paper", test=0.3, validation=0.2)
+    data.remember(tmp_path, tiles, parts, **settings)
     again, same = data.recall(tmp_path, "run")
     assert (again.ids == tiles.ids).all()
     for part in ("train", "val", "test"):
         assert (getattr(same, part) == getattr(parts, part)).all()
-
-
-def test_recall_refuses_data_that_changed(folder_of_tiles, tmp_path):
-    tiles = data.load_tiles("folder", folder_of_tiles)
-    parts = data.split(tiles)
-    settings = dict(root=folder_of_tiles, classes=None, n=0, seed=0)
-    data.remember(tmp_path, tiles, parts, scheme="auto", test=0.25, validation=0.15, **settings)
-    (folder_of_tiles / "a" / "0.png").unlink()
+    next(root.glob("*/*.png")).unlink()
     with pytest.raises(RunError, match=r"split\.csv does not fit the data any more"):
         data.recall(tmp_path, "run")
 
 
-def test_recall_says_which_lesson_is_missing(tmp_path):
-    with pytest.raises(RunError, match="run lesson 01"):
-        data.recall(tmp_path, "run")
-
-
-# --- committed notebooks -------------------------------------------------------------------------
+# --- Runs ----------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -264,23 +281,14 @@ def executed(monkeypatch):
     return ran
 
 
-def test_a_lesson_runs_again_where_the_data_has_changed(folder_of_tiles, tmp_path, executed):
-    command = [
-        "run",
-        "--lessons",
-        "01",
-        "--data",
-        "folder",
-        "--data-root",
-        str(folder_of_tiles),
-        "--out",
-        str(tmp_path / "run"),
-    ]
+def test_a_lesson_runs_again_where_the_data_has_changed(tmp_path, executed):
+    root, out = make_folder(tmp_path / "tiles", count=20), tmp_path / "run"
+    command = ["run", "--lessons", "01", "--data", "folder"]
+    command += ["--data-root", str(root), "--out", str(out)]
     assert main(command) == main(command) == 0 and executed == ["01"]
-    seen = data.load_tiles("folder", folder_of_tiles).digest
-    save_json(tmp_path / "run" / "data.json", {"digest": seen})
+    save_json(out / "data.json", {"digest": data.load_tiles("folder", root).digest})
     assert main(command) == 0 and executed == ["01"]
-    next(folder_of_tiles.glob("*/*.png")).unlink()
+    next(root.glob("*/*.png")).unlink()
     assert main(command) == 0 and executed == ["01", "01"]
 
 
@@ -297,21 +305,21 @@ def test_a_lesson_is_skipped_while_it_and_all_before_it_stand_as_they_would_be(
     assert run("02-04") == ["02", "03", "04"]
     assert run("02-04") == [] and "skipped (delete" in capsys.readouterr().out
     assert run("02-05") == ["05"]
-    assert run("02-04", "--set", "HEAD=mlp") == ["03", "04"]
-    assert run("02-04", "--set", "HEAD=mlp") == []
+    changed = ("--set", "HEAD=mlp")
+    assert run("02-04", *changed) == ["03", "04"]
+    assert run("02-04", *changed) == []
     file = next(out.glob("03_*.ipynb"))
     for damage in ({"exception": True}, {"end_time": None}):
         book = nbformat.read(file, as_version=4)
         book.metadata["papermill"] |= damage
         nbformat.write(book, file)
-        assert run("02-04", "--set", "HEAD=mlp") == ["03", "04"]
+        assert run("02-04", *changed) == ["03", "04"]
     book = nbformat.read(file, as_version=4)
     next(c for c in book.cells if c.cell_type == "code").source = "other = 1"
     nbformat.write(book, file)
-    assert run("03", "--set", "HEAD=mlp") == ["03"]
-    out.rename(tmp_path / "moved")
-    out = tmp_path / "moved"
-    assert run("02-04", "--set", "HEAD=mlp") == []
+    assert run("03", *changed) == ["03"]
+    out = out.rename(tmp_path / "moved")
+    assert run("02-04", *changed) == []
     save_json(out / "metrics.json", {"value": 1})
     run("02")
     metrics = json.loads((out / "metrics.json").read_text())
@@ -322,67 +330,7 @@ def test_a_lesson_before_those_asked_for_must_have_the_same_parameters(tmp_path,
     command = ["run", "--preset", "ci", "--out", str(tmp_path), "--lessons"]
     assert main([*command, "02-03"]) == 0
     assert main([*command, "04", "--set", "IMAGE_SIZE=32"]) == 2
-    assert "IMAGE_SIZE=64, and now it is 32: run that lesson too" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("given", "found"),
-    [
-        ("[0, 1]", ["0", "1"]),
-        ("[no,yes]", ["no", "yes"]),
-        ("('HP', 'SSA')", ["HP", "SSA"]),
-        ("[HP, SSA]", ["HP", "SSA"]),
-        ("all", "all"),
-    ],
-)
-def test_names_of_classes_are_text(given, found):
-    settings = read_settings("class", [f"CLASSES={given}"], {"CLASSES"})
-    assert settings["CLASSES"] in (found, tuple(found))
-
-
-def test_one_name_is_a_list_of_one(tmp_path):
-    given = course_cli.parse(["run", "--set", "VIEWS=tissue", "--set", "FINE_TUNE_LR=1e-3"])
-    parameters = {file: parameters_of(file) for file in lesson_files()}
-    settings = course_settings.lesson_settings(given, parameters)
-    assert (settings["VIEWS"], settings["FINE_TUNE_LR"]) == (["tissue"], [1e-3])
-
-
-def code_of(lesson):
-    cells = nbformat.read(lesson_files(lesson)[0], as_version=4).cells
-    return [cell.source for cell in cells if cell.cell_type == "code"]
-
-
-def test_papermill_may_give_one_value_for_a_list():
-    for file in lesson_files():
-        for name, usual in parameters_of(file).items():
-            if isinstance(usual, list):
-                lines = "\n".join(code_of(file.name[:2])).splitlines()
-                found = {name: usual[0], "runs": runs}
-                exec(next(line for line in lines if line.startswith(f"{name} = runs.")), found)
-                assert found[name] == usual[:1]
-
-
-def test_lesson_04_shows_its_loop_on_few_tiles(capsys):
-    (cell,) = [source for source in code_of("04") if "def train_one_epoch" in source]
-    given = {
-        "models": models,
-        "pretraining": pretraining,
-        "augmentation": augmentation,
-        "np": np,
-        "torch": torch,
-        "F": torch.nn.functional,
-        "copy": copy,
-        "CLASSES": 2,
-        "SIZE": 16,
-        "SEED": 0,
-        "FINE_TUNE_BATCH": 4,
-        "FINE_TUNE_VIEWS": "gentle",
-        "encoder": models.Encoder("resnet8"),
-        "labels": np.arange(12) % 2,
-        "images": np.zeros((12, 3, 16, 16), np.uint8),
-    }
-    exec(cell, given)
-    assert "first and last of 3 steps" in capsys.readouterr().out
+    assert "IMAGE_SIZE=64, and now it is 32: run that lesson too" in last_line_of(capsys)
 
 
 def test_a_size_that_a_backbone_does_not_take_is_said_before_anything_trains(
@@ -390,89 +338,23 @@ def test_a_size_that_a_backbone_does_not_take_is_said_before_anything_trains(
 ):
     command = ["run", "--out", str(tmp_path), "--set", "BACKBONE=levit_128s"]
     assert main(command) == 2 and not executed
-    assert "levit_128s cannot take images of 96 pixels: change" in capsys.readouterr().err
+    assert "levit_128s cannot take images of 96 pixels: change" in last_line_of(capsys)
     assert main([*command, "--set", "IMAGE_SIZE=224", "--lessons", "03"]) == 0
 
 
-def test_without_its_notebooks_the_doctor_and_the_run_say_what_to_do(tmp_path, monkeypatch, capsys):
-    """As after `pip install .`, which takes the package alone."""
-    monkeypatch.setattr(course_settings, "NOTEBOOKS", tmp_path)
-    assert main(["doctor"]) == 1
-    assert "holds no lesson: clone the repository, and" in capsys.readouterr().out
-    assert main(["run", "--out", str(tmp_path)]) == 2
-    assert "holds no lesson: clone the repository, and" in capsys.readouterr().err
+def code_of(lesson):
+    cells = nbformat.read(lesson_files(lesson)[0], as_version=4).cells
+    return [cell.source for cell in cells if cell.cell_type == "code"]
 
 
-def test_ctrl_c_while_it_imports_ends_in_a_sentence():
-    interrupted = """
-import sys
-class Finder:
-    def find_spec(self, name, *_):
-        if name == "torch":
-            raise KeyboardInterrupt
-sys.meta_path.insert(0, Finder())
-from crc_helpers.course.cli import main
-sys.exit(main(["doctor"]))
-"""
-    done = subprocess.run([sys.executable, "-c", interrupted], capture_output=True, text=True)
-    assert done.returncode == 130 and "Traceback" not in done.stderr
-    assert done.stderr.splitlines()[-1] == "stopped; the same command goes on from here"
-
-
-def test_a_folder_and_a_cache_are_those_of_where_one_stands(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("CRC_HELPERS_CACHE", "mine")
-    given = course_cli.parse(["run", "--set", "DATA_ROOT=tiles"])
-    parameters = {file: parameters_of(file) for file in lesson_files()}
-    assert course_settings.lesson_settings(given, parameters)["DATA_ROOT"] == str(
-        tmp_path / "tiles"
-    )
-    seen = []
-    monkeypatch.setattr(course_run, "run", lambda given: seen.append(given) or 0)
-    assert main(["run"]) == 0 and os.environ["CRC_HELPERS_CACHE"] == str(tmp_path / "mine")
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("CRC_HELPERS_CACHE", "~/crc")
-    assert main(["run", "--out=~/x", "--data-root=~/f", "--set", "DATA_ROOT=~/g"]) == 0
-    assert os.environ["CRC_HELPERS_CACHE"] == str(tmp_path / "home" / "crc")
-    assert seen[1].out == str(tmp_path / "home" / "x")
-    seen[1].data_root = None
-    settings = course_settings.lesson_settings(seen[1], parameters)
-    assert settings["RUN"] == str(tmp_path / "home" / "x")
-    assert settings["DATA_ROOT"] == str(tmp_path / "home" / "g")
-
-
-def test_clean_keeps_the_parameters_cell_and_drops_what_changes():
-    new = nbformat.v4
-    source = new.new_notebook(cells=[new.new_code_cell("A = 1", metadata={"tags": ["parameters"]})])
-    executed = new.new_notebook(
-        cells=[
-            new.new_code_cell("A = 1", metadata={"tags": ["parameters"], "papermill": {"x": 1}}),
-            new.new_code_cell("A = 2", metadata={"tags": ["injected-parameters"]}),
-            new.new_code_cell(
-                "print(A)",
-                execution_count=3,
-                outputs=[
-                    new.new_output("stream", name="stdout", text="/somewhere/run/file.csv\n"),
-                    new.new_output("stream", name="stderr", text="50%"),
-                    new.new_output(
-                        "display_data",
-                        {"text/html": '<th id="T_0a1b2_row0">', "text/plain": "<Styler at 0x7f01>"},
-                    ),
-                ],
-            ),
-        ],
-        metadata={"widgets": {"state": 1}},
-    )
-    cleaned = publish.clean(executed, source, "/somewhere/run")
-    assert [c.source for c in cleaned.cells] == ["A = 1", "print(A)"]
-    assert [c.execution_count for c in cleaned.cells] == [1, 2]
-    said, table = cleaned.cells[1].outputs
-    assert said.text == "file.csv\n"
-    assert table.data == {"text/html": '<th id="T_2_row0">', "text/plain": "<Styler>"}
-    assert "widgets" not in cleaned.metadata and "papermill" not in cleaned.cells[0].metadata
-
-
-# --- the paper's scale ---------------------------------------------------------------------------
+def test_lesson_04_shows_its_loop_on_few_tiles(capsys):
+    (cell,) = [source for source in code_of("04") if "def train_one_epoch" in source]
+    given = {m.__name__.split(".")[-1]: m for m in (models, pretraining, augmentation, torch, copy)}
+    given |= {"np": np, "F": torch.nn.functional, "CLASSES": 2, "SIZE": 16, "SEED": 0}
+    given |= {"FINE_TUNE_BATCH": 4, "FINE_TUNE_VIEWS": "gentle", "labels": np.arange(12) % 2}
+    given |= {"encoder": models.Encoder("resnet8"), "images": np.zeros((12, 3, 16, 16), np.uint8)}
+    exec(cell, given)
+    assert "first and last of 3 steps" in capsys.readouterr().out
 
 
 @pytest.mark.slow
@@ -481,48 +363,23 @@ def test_paper_preset_starts_steps_and_checkpoints(tmp_path):
     known = {name for file in lesson_files() for name in parameters_of(file)}
     p = read_settings("paper", [], known)
     tiles = torch.randint(0, 256, (4, 3, 224, 224), dtype=torch.uint8).numpy()
-    model = models.contrastive_model(p["BACKBONE"], p["HEAD"], 0)
-    views, fabric = VIEWS[p["VIEWS"][0]], make_fabric(0)
+    model, fabric = models.contrastive_model(p["BACKBONE"], p["HEAD"], 0), make_fabric(0)
     training = pretraining.Training(p["IMAGE_SIZE"], 1, 2, p["PRETRAIN_LR"], p["OPTIMIZER"])
-    log = pretraining.pretrain(
-        model,
-        tiles,
-        views,
-        fabric,
-        training,
-        pretraining.Contrast(p["TEMPERATURE"], fabric),
-        checkpoint=tmp_path / "pretraining.ckpt",
-    )
+    loss = pretraining.Contrast(p["TEMPERATURE"], fabric)
+    given = model, tiles, VIEWS[p["VIEWS"][0]], fabric, training, loss
+    log = pretraining.pretrain(*given, checkpoint=tmp_path / "pretraining.ckpt")
     assert np.isfinite(log["loss"]).all() and list(tmp_path.glob("pretraining_*.ckpt"))
 
 
-def test_pretrain_waits_for_no_lesson(tmp_path, capsys):
+def test_pretrain_waits_for_no_lesson_and_names_the_devices_there_are(
+    tmp_path, monkeypatch, capsys
+):
     """The lessons are at work in the folder: its data must not be replaced under them."""
     command = ["pretrain", "--preset", "ci", "--out", str(tmp_path), "--set", "N_TILES=160"]
     with locked(tmp_path / "lessons"):
         assert main(command) == 2
-    assert "another process is writing" in capsys.readouterr().err
+    assert "another process is writing" in last_line_of(capsys)
     assert not (tmp_path / "data.json").exists()
-
-
-def test_pretrain_names_the_devices_there_are(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert main(["pretrain", "--preset", "ci", "--out", str(tmp_path), "--devices", "4"]) == 2
-    assert "--devices 4: there are 2 on this machine" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("said", "devices", "nodes"),
-    [
-        ({}, 1, 1),
-        ({"LOCAL_WORLD_SIZE": "4"}, 4, 1),
-        ({"LOCAL_WORLD_SIZE": "4", "WORLD_SIZE": "8"}, 4, 2),
-    ],
-)
-def test_pretrain_counts_the_devices_that_a_launcher_has_started(monkeypatch, said, devices, nodes):
-    for name in ("LOCAL_WORLD_SIZE", "WORLD_SIZE"):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in said.items():
-        monkeypatch.setenv(name, value)
-    given = course_cli.parse(["pretrain"])
-    assert (given.devices, given.num_nodes) == (devices, nodes)
+    assert main([*command, "--devices", "4"]) == 2
+    assert "--devices 4: there are 2 on this machine" in last_line_of(capsys)

@@ -1,6 +1,7 @@
 """The explorers: every control redraws, numbers are those of the module, nothing is left."""
 
 import base64
+import ctypes
 import datetime
 import gc
 import io
@@ -11,6 +12,7 @@ from dataclasses import replace
 
 import matplotlib.pyplot as plt
 import numpy as np
+import psutil
 import pytest
 import torch
 from lightning.fabric import Fabric
@@ -18,16 +20,16 @@ from operate import every_control
 from PIL import Image
 from sklearn.metrics import confusion_matrix
 from sklearn.neighbors import NearestNeighbors
+from test_data import fake_tiles
 
 from crc_helpers.augmentation import VIEWS, draw_parameters, shrink
-from crc_helpers.data import Tiles, load_tiles
+from crc_helpers.data import load_tiles
 from crc_helpers.evaluation import wilson_interval
-from crc_helpers.explanations import layer_cam
+from crc_helpers.explanations import hires_cam, layer_cam
 from crc_helpers.explorers import (
     EmbeddingExplorer,
     GradCamExplorer,
     LiveExplorer,
-    Look,
     TemperatureExplorer,
     ThresholdExplorer,
     TissueExplorer,
@@ -40,7 +42,6 @@ from crc_helpers.explorers import (
     temperature_figure,
     threshold_figure,
     tissue_figure,
-    views_figure,
 )
 from crc_helpers.explorers import base as base_explorer
 from crc_helpers.explorers import grad_cam as cam_explorer
@@ -64,12 +65,8 @@ def parts():
     rng = np.random.default_rng(0)
     masks = np.zeros((3, 64, 64), np.uint8)
     masks[:2, 10:30, 10:30] = 1  # the third tile's region is not known
-    tiles = Tiles(
-        images=rng.integers(0, 255, (3, 3, 64, 64), np.uint8), labels=np.array([0, 1, -1]),
-        class_names=("HP", "SSA"), ids=np.array(["a", "b", "c"]), groups=None, partition=None,
-        votes=None, masks=masks, mask_name="diagnostic region", mpp=2.0, name="test",
-        source="random numbers", licence="none",
-    )  # fmt: skip
+    images = rng.integers(0, 255, (3, 3, 64, 64), np.uint8)
+    tiles = replace(fake_tiles([0, 1, -1]), images=images, masks=masks, mask_name="region", mpp=2.0)
     return Classifier(Encoder("resnet8"), 2).eval(), tiles
 
 
@@ -110,19 +107,17 @@ def test_the_answer_is_that_of_the_controls(explorer, parts, monkeypatch):
     assert heat.change is not None
 
 
-@pytest.mark.parametrize("value", [("model", "random"), ("target", 0), ("method", "LayerCAM")])
-def test_a_comparison_stands_below(explorer, value):
-    field, other = value
-    alone = Image.open(io.BytesIO(explorer.picture.value)).size
-    explorer.beside.value = value
+def test_a_comparison_stands_below(explorer):
+    alone = Image.open(io.BytesIO(explorer.picture.value))
+    explorer.beside.value = ("model", "random")
     page = Image.open(io.BytesIO(explorer.picture.value))
-    assert page.size == (alone[0], 2 * alone[1])
-    below = page.crop((0, alone[1], alone[0], 2 * alone[1]))
-    getattr(explorer, field).value, explorer.beside.value = other, ()
+    assert page.size == (alone.width, 2 * alone.height)
+    explorer.model.value, explorer.beside.value = "random", ()
+    below = page.crop((0, alone.height, alone.width, 2 * alone.height))
     np.testing.assert_array_equal(below, Image.open(io.BytesIO(explorer.picture.value)))
 
 
-@pytest.mark.parametrize("names", [("HP", "SSA"), ("all", "right"), ("none", "least sure")])
+@pytest.mark.parametrize("names", [("HP", "SSA"), ("all", "right")])
 def test_filters_offer_the_tiles_they_name(parts, names):
     """Whatever the classes are called, and anew where the network is another."""
     torch.manual_seed(1)
@@ -171,27 +166,12 @@ def test_one_scale_for_all_is_the_highest_of_all_maps_shown(explorer, parts):
 
 @pytest.mark.parametrize("method", heat_explorer.CAMS)
 def test_every_method_draws_its_own_map(parts, method):
-    image, gradient = parts[1].images[0], []
-    found = explain(parts[0], image, 64, 1, "layer2", method=method)
-    stage = parts[0].encoder.stage("layer2")
-    hook = stage.register_forward_hook(lambda *a: a[2].retain_grad() or gradient.append(a[2]))
-    parts[0](shrink(torch.from_numpy(image[None]), 64))[0, 1].backward()
-    hook.remove()
-    a, g = gradient[0], gradient[0].grad
-    weight = {"Grad-CAM": g.mean((2, 3), keepdim=True), "HiResCAM": g, "LayerCAM": g.relu()}
-    expected = (weight[method] * a).sum(1).relu()[0].detach()
-    np.testing.assert_allclose(found.cells, expected, atol=1e-6)
-
-
-@pytest.mark.parametrize("side", [64, 224])  # of 24 cells, 224 pixels are no multiple
-def test_raw_cells_are_those_of_the_layer(parts, side):
-    image = np.random.default_rng(0).integers(0, 255, (3, side, side), np.uint8)
-    heat = explain(parts[0], image, 64 if side == 64 else 96, 1, "layer1")
-    figure = explanation_figure(heat, ("HP", "SSA"), look=Look(raw=True))
-    drawn, n = np.asarray(figure.axes[1].images[1].get_array()), len(heat.cells)
-    middles = ((np.arange(n) + 0.5) * side / n).astype(int)
-    np.testing.assert_allclose(drawn[np.ix_(middles, middles)], heat.cells)
-    plt.close(figure)
+    model, image, target = parts[0], parts[1].images[0], torch.tensor([1])
+    found = explain(model, image, 64, 1, "layer2", method=method).cells
+    given = model, shrink(torch.from_numpy(image[None]), 64), target, "layer2"
+    named = {"HiResCAM": hires_cam, "LayerCAM": layer_cam}
+    expected = named[method](*given) if method in named else grad_cam(*given).maps
+    np.testing.assert_allclose(found, expected[0], atol=1e-6)
 
 
 @pytest.mark.parametrize(("value", "words"), [(0, "0 everywhere"), (np.nan, "NaN or infinity")])
@@ -227,10 +207,8 @@ def encoded(image: Image.Image, form: str = "PNG") -> bytes:
 
 def test_a_picture_of_your_own_stays_until_another_takes_its_place(explorer):
     chooser = explorer.chooser
-    for name, colour in (
-        ("pink.png", "pink"),
-        ("<b>$x^{</b> and a name that goes on.png", "green"),
-    ):
+    hostile = "<b>$x^{</b> and a name that goes on.png"
+    for name, colour in (("pink.png", "pink"), (hostile, "green")):
         image = Image.new("RGB", (300, 200), colour)
         chooser.upload.value = uploaded(name, encoded(image))
         assert explorer.message.value == "" and chooser.tile.label == f"your own: {name}"
@@ -242,16 +220,6 @@ def test_a_picture_of_your_own_stays_until_another_takes_its_place(explorer):
     assert chooser.tile.value == OWN
     chooser.tile.value = 1
     assert chooser.chosen()[2] == "truth: SSA"
-
-
-@pytest.mark.parametrize(
-    ("image", "form"),
-    [(Image.new("L", (64, 64)), "PNG"), (Image.new("RGBA", (64, 64)), "PNG"),
-     (Image.new("RGB", (600, 30)), "JPEG"), (Image.new("CMYK", (80, 80)), "TIFF")],
-)  # fmt: skip
-def test_pictures_of_other_kinds_are_shown(explorer, image, form):
-    explorer.chooser.upload.value = uploaded(f"mine.{form}", encoded(image, form))
-    assert explorer.message.value == "" and explorer.chooser.chosen()[0].shape == (3, 64, 64)
 
 
 @pytest.mark.parametrize(
@@ -272,12 +240,8 @@ def test_nothing_of_an_upload_is_written_to_disk(explorer, tmp_path):
     opened, watching = [], True
 
     def watch(event, given):
-        if (
-            watching
-            and event == "open"
-            and (set(given[1] or "") & set("wax+") or given[2] & WRITES)
-        ):
-            opened.append(given)
+        if watching and event == "open":
+            opened.extend([given] if set(given[1] or "") & set("wax+") or given[2] & WRITES else [])
 
     sys.addaudithook(watch)  # for ever: it is deaf afterwards
     noise = np.random.default_rng(0).integers(0, 255, (900, 900, 3), np.uint8)
@@ -292,16 +256,13 @@ def test_nothing_of_an_upload_is_written_to_disk(explorer, tmp_path):
     watching = False
 
 
-@pytest.mark.parametrize(
-    "severity, label", [(0.3, "HP"), (0.49, "HP"), (0.51, "SSA"), (0.9, "SSA")]
-)
-def test_the_tissue_figure_says_what_the_rule_says(severity, label):
-    figure = tissue_figure(TissueParameters(severity=severity), 3)
-    assert figure._supxlabel.get_text().startswith(f"by the rule: {label} ")
-    votes = [bar.get_height() for bar in figure.axes[2].patches]
-    assert sum(votes) == pytest.approx(1)
-    assert (sum(votes[4:]) > 0.5) == (severity > 0.5) or abs(severity - 0.5) < 0.02
-    plt.close(figure)
+def test_the_tissue_figure_says_what_the_rule_says():
+    for severity, label in ((0.3, "HP"), (0.9, "SSA")):
+        figure = tissue_figure(TissueParameters(severity=severity), 3)
+        assert figure._supxlabel.get_text().startswith(f"by the rule: {label} ")
+        votes = [bar.get_height() for bar in figure.axes[2].patches]
+        assert sum(votes) == pytest.approx(1) and (sum(votes[4:]) > 0.5) == (severity > 0.5)
+        plt.close(figure)
 
 
 def test_an_error_becomes_a_sentence_and_the_picture_stays(monkeypatch):
@@ -324,19 +285,25 @@ def test_an_error_becomes_a_sentence_and_the_picture_stays(monkeypatch):
 # --- all of them ---------------------------------------------------------------------------------
 
 HOSTILE = "<img src=x onerror=alert(1)>"
-KINDS = {
-    "tissue": lambda tiles, model: TissueExplorer(["severity", "eosin"]),
-    "views": lambda tiles, model: ViewsExplorer(tiles, np.arange(3), VIEWS["paper"], 64),
-    "temperature": lambda tiles, model: TemperatureExplorer(
-        np.eye(8), [tiles.class_names[0], *"bcdABCD"], [0, 0, 1, 1], 0.2),
-    "embedding": lambda tiles, model: EmbeddingExplorer(
-        tiles, {tiles.class_names[0]: np.eye(3)}, {tiles.class_names[0]: np.eye(3)[:, :2]}),
-    "threshold": lambda tiles, model: ThresholdExplorer(
-        tiles.subset(np.arange(2)), np.array([0.2, 0.7])),
-    "Grad-CAM": lambda tiles, model: GradCamExplorer(
-        {tiles.class_names[0]: model}, tiles, np.arange(3), 64),
-    "live": lambda tiles, model: LiveExplorer({tiles.class_names[0]: model}, 64, ["severity"]),
-}  # fmt: skip
+KINDS = {  # each of three tiles, a network, and the first class's name
+    "tissue": lambda tiles, model, name: TissueExplorer(["severity", "eosin"]),
+    "views": lambda tiles, model, name: ViewsExplorer(tiles, np.arange(3), VIEWS["paper"], 64),
+    "temperature": lambda tiles, model, name: TemperatureExplorer(
+        np.eye(8), [name, *"bcdABCD"], [0, 0, 1, 1], 0.2
+    ),
+    "embedding": lambda tiles, model, name: EmbeddingExplorer(
+        tiles, {name: np.eye(3)}, {name: np.eye(3)[:, :2]}
+    ),
+    "threshold": lambda tiles, model, name: ThresholdExplorer(
+        tiles.subset(np.arange(2)), np.array([0.2, 0.7])
+    ),
+    "Grad-CAM": lambda tiles, model, name: GradCamExplorer({name: model}, tiles, np.arange(3), 64),
+    "live": lambda tiles, model, name: LiveExplorer({name: model}, 64, ["severity"]),
+}
+
+
+def build(kind, parts, model=None):
+    return KINDS[kind](parts[1], model or parts[0], parts[1].class_names[0])
 
 
 def inside(widget) -> list:
@@ -344,11 +311,16 @@ def inside(widget) -> list:
     return [widget, *(w for child in getattr(widget, "children", ()) for w in inside(child))]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+QUICK = ("threshold", "embedding")  # to operate by every control; the others are slow
+
+
+@pytest.mark.parametrize(
+    "kind", [pytest.param(k, marks=() if k in QUICK else pytest.mark.slow) for k in KINDS]
+)
 def test_a_name_with_markup_stays_text(parts, kind):
     """What ipywidgets takes as HTML holds no name; all else it shows as text."""
     tiles = replace(parts[1], class_names=(HOSTILE, "SSA"), ids=np.array([HOSTILE] * 3))
-    explorer, says_it = KINDS[kind](tiles, parts[0]), 0
+    explorer, says_it = build(kind, (parts[0], tiles)), 0
     assert every_control(explorer) > 1 and not plt.get_fignums()
     for widget in inside(explorer.show()):
         state = widget.get_state()
@@ -360,14 +332,14 @@ def test_a_name_with_markup_stays_text(parts, kind):
     assert says_it or kind in ("tissue", "temperature")  # else nothing was tried
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["views", "Grad-CAM", "live"])
 def test_a_cell_that_is_run_again_lets_its_explorer_go(parts, kind, monkeypatch):
     """And no other: the page's other cells, and what the same run showed, stay."""
     now = ["cell 1", "run 1"]
     monkeypatch.setattr(base_explorer, "running_cell", lambda: tuple(now))
     monkeypatch.setattr(base_explorer, "SHOWN", {})
     models = [Classifier(Encoder("resnet8"), 2).eval() for _ in range(4)]
-    first, second, elsewhere = (KINDS[kind](parts[1], model) for model in models[:3])
+    first, second, elsewhere = (build(kind, parts, model) for model in models[:3])
     outputs = [first.show(), second.show()]  # as IPython's Out has them
     now[:] = ["cell 2", "run 2"]
     elsewhere.show()
@@ -377,7 +349,7 @@ def test_a_cell_that_is_run_again_lets_its_explorer_go(parts, kind, monkeypatch)
     gc.collect()
     assert gone[0]() and gone[1]()  # ipywidgets keeps what is shown
     now[:] = ["cell 1", "run 3"]
-    again = KINDS[kind](parts[1], models[1])
+    again = build(kind, parts, models[1])
     outputs.append(again.show())
     now[1] = "run 4"
     assert again.show() is outputs[-1]  # made in another cell, and shown once more
@@ -391,34 +363,31 @@ def test_a_cell_that_is_run_again_lets_its_explorer_go(parts, kind, monkeypatch)
 def test_each_first_control_says_that_it_draws_and_redraws(parts, kind):
     """Whatever matplotlib's backend is."""
     plt.switch_backend("svg")
-    try:
-        explorer, said = KINDS[kind](parts[1], parts[0]), []
-        before = explorer.picture.value
-        explorer.message.observe(lambda change: said.append(change["new"]), names="value")
-        control = next(c for c in explorer.controls if hasattr(c, "max"))
-        control.value = control.min if kind == "embedding" else control.max
-    finally:
-        plt.switch_backend("agg")
+    explorer, said = build(kind, parts), []
+    before = explorer.picture.value
+    explorer.message.observe(lambda change: said.append(change["new"]), names="value")
+    control = next(c for c in explorer.controls if hasattr(c, "max"))
+    control.value = control.min if kind == "embedding" else control.max
+    plt.switch_backend("agg")
     assert said == ["drawing …", ""] and explorer.picture.value != before
 
 
+@pytest.mark.nightly
+def test_explorers_do_not_grow(parts):
+    explorers = [build(kind, parts) for kind in KINDS]
+
+    def operate(rounds):
+        """Hundreds of updates; the bytes that are this process's own after them."""
+        assert sum(every_control(e) for e in explorers for _ in range(rounds)) > 20 * rounds
+        gc.collect()
+        ctypes.CDLL(None).malloc_trim(0)  # free memory goes back to the system
+        return psutil.Process().memory_full_info().uss
+
+    before = operate(2)  # fonts, caches, the allocator
+    assert operate(6) / before - 1 < 0.05
+
+
 # --- views ---------------------------------------------------------------------------------------
-
-
-def test_still_shown_counts_what_a_crop_keeps():
-    mask = np.zeros((100, 100), np.uint8)
-    mask[:, :50] = 1  # the left half
-    whole, left, right, mirrored = (
-        np.array(m, float)
-        for m in (
-            [[1, 0, 0], [0, 1, 0]],
-            [[0.5, 0, -0.5], [0, 1, 0]],
-            [[0.5, 0, 0.5], [0, 1, 0]],
-            [[-0.5, 0, -0.5], [0, 1, 0]],
-        )
-    )
-    shares = still_shown(mask, np.stack([whole, left, right, mirrored])).mean(1)
-    np.testing.assert_allclose(shares, [1, 1, 0, 1])
 
 
 def test_still_shown_is_what_warping_the_mask_shows():
@@ -457,15 +426,6 @@ def test_every_field_of_a_recipe_has_a_control_that_sets_it(views):
     assert views_of(replace(start, blur_sigma=(1.0, 2.0)), narrow).blur_sigma == (0.3, 0.3)
 
 
-def test_the_views_say_what_is_left_of_the_region(drawn_tiles):
-    whole = replace(VIEWS["paper"], crop=(1.0, 1.0), rotate=0, translate=0, shear=0)
-    figure = views_figure(drawn_tiles.images[0], whole, 64, 0, drawn_tiles.masks[0])
-    assert "100%" in figure.axes[1].get_title() and "yes" in figure._supxlabel.get_text()
-    without = views_figure(drawn_tiles.images[0], whole, 64, 0)
-    assert without.axes[1].get_title() == "view 1" and without._supxlabel is None
-    plt.close("all")
-
-
 # --- temperature ---------------------------------------------------------------------------------
 
 
@@ -484,7 +444,7 @@ def test_the_temperature_figure_agrees_with_nt_xent():
 # --- threshold -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("threshold", [0.0, 0.3, 0.5, 1.0])
+@pytest.mark.parametrize("threshold", [0.0, 0.3, 1.0])
 def test_the_threshold_figure_counts_as_scikit_learn_does(threshold):
     rng = np.random.default_rng(0)
     labels = (rng.random(200) < 0.4).astype(int)
@@ -522,18 +482,12 @@ def embedding(drawn_tiles):
     return drawn_tiles, features, {name: f[:, :2] for name, f in features.items()}
 
 
-def test_neighbours_are_scikit_learns(embedding):
-    features = embedding[1]["after"]
-    search = NearestNeighbors(n_neighbors=6, metric="cosine").fit(features)
-    expected = search.kneighbors(features, return_distance=False)[:, 1:]
-    found = [nearest(features, i) for i in range(12)]
-    np.testing.assert_array_equal(found, expected)
-
-
 def test_shares_of_neighbours_are_counted_beside_chance(embedding):
     tiles, features, maps = embedding
     figure = embedding_figure(maps["after"], features["after"], tiles, 3, "class")
-    near = nearest(features["after"], 3)
+    search = NearestNeighbors(n_neighbors=6, metric="cosine").fit(features["after"])
+    near = search.kneighbors(features["after"], return_distance=False)[3, 1:]
+    np.testing.assert_array_equal(nearest(features["after"], 3), near)
     same = np.mean(tiles.labels[near] == tiles.labels[3])
     chance = np.mean(np.delete(tiles.labels, 3) == tiles.labels[3])
     mates = np.mean(tiles.groups[near] == tiles.groups[3])

@@ -159,13 +159,6 @@ def test_a_font_that_has_a_name_is_used_and_a_missing_one_is_said(monkeypatch):
         plt.figtext(0.5, 0.5, symbol).figure.canvas.draw()
 
 
-def test_nine_classes_have_nine_colours():
-    names = [f"class {k}" for k in range(9)]
-    figure = figures.embedding_maps({"network": RNG.random((18, 2))}, np.arange(18) % 9, names)
-    colours = [tuple(dots.get_facecolor()[0]) for dots in figure.axes[0].collections]
-    assert len(colours) == len(set(colours)) == 9
-
-
 def test_long_names_of_classes_are_broken_and_leave_room_for_the_tiles():
     title, maps = "truth Adenocarcinoma, said Low-grade IN", {"a": HEATS, "b": HEATS}
     for figure in (
@@ -182,15 +175,13 @@ def test_long_names_of_classes_are_broken_and_leave_room_for_the_tiles():
         assert min(text.width, text.height) < max(text.width, text.height) <= room.width
 
 
-def test_colours_that_do_not_vary_are_drawn_all_the_same():
+def test_nine_classes_have_nine_colours_and_colours_that_do_not_vary_are_drawn():
+    names = [f"class {k}" for k in range(9)]
+    figure = figures.embedding_maps({"network": RNG.random((18, 2))}, np.arange(18) % 9, names)
+    colours = [tuple(dots.get_facecolor()[0]) for dots in figure.axes[0].collections]
+    assert len(colours) == len(set(colours)) == 9
     features = RNG.random((12, 15))
     features[:, 3] = 1.0  # all tiles show some glass
     figure = figures.colour_scatter(features, np.arange(12) % 2, ("HP", "SSA"))
     points = np.concatenate([c.get_offsets() for c in figure.axes[0].collections])
     assert points.shape == (12, 2) and np.isfinite(points).all()
-
-
-def test_chance_of_the_neighbours_is_one_over_the_classes():
-    figure = figures.loss_curve({"tissue": LOG}, 4.8, 0.6, classes=6)
-    heights = [line.get_ydata()[0] for line in figure.axes[1].lines if len(line.get_xdata()) == 2]
-    assert 1 / 6 in heights

@@ -14,30 +14,33 @@ LESSONS = (  # a room imports those before it
     *("data", "augmentation", "pretraining", "fine_tuning", "evaluation"),
     *("layers", "grad_cam", "claims", "explanations", "shortcuts", "slides"),
 )
-SHARED = {"models", "runs", "figures", "estimates", "style"}
-SCRIPTS = {"studies", "tools"}  # folders of scripts beside the package
+SHARED = {"models", "runs", "figures"}
+ROOMS = {*LESSONS, *SHARED, "sources", "tissue"}
+SCRIPTS = {f.stem: f for folder in ("studies", "tools") for f in (ROOT / folder).glob("*.py")}
+STUDIES = {name for name, file in SCRIPTS.items() if file.parent.name == "studies"}
+OTHERS = {  # what each may import of ours, itself included
+    **{room: SHARED for room in SHARED - {"runs"}},
+    "runs": {"runs"},
+    "__init__": set(),
+    "tissue": {"tissue"},
+    "sources": {"sources", "tissue", "runs"},
+    "explorers": {"explorers", *ROOMS},
+    "course": {"course", *ROOMS, "version"},
+    "__main__": {"course"},
+    "notebooks": {*ROOMS, "explorers"},
+    "studies": ROOMS | STUDIES,
+}
 
 
 def allowed(room: str) -> set[str]:
-    """Return what a room of the package may import of ours, itself included."""
+    """Return what a room may import of ours: a lesson's, earlier ones, the shared and sources."""
     if room in LESSONS:
         return {*LESSONS[: LESSONS.index(room) + 1], *SHARED, "sources"}
-    if room in SHARED:
-        return {"runs"} if room == "runs" else SHARED
-    rooms = {*LESSONS, *SHARED, "sources", "tissue"}
-    return {
-        "": set(),  # the package itself
-        "tissue": {"tissue"},
-        "sources": {"sources", "tissue", "runs"},
-        "explorers": {"explorers", *rooms},
-        "course": {"course", *rooms, "version"},
-        "__main__": {"course"},
-    }[room]
+    return OTHERS[room]
 
 
 def imported(code: str) -> Iterator[str]:
     """Yield each room, or script, of ours that code imports, wherever in it."""
-    scripts = {f.stem for folder in SCRIPTS for f in (ROOT / folder).glob("*.py")}
     for node in ast.walk(ast.parse(code)):
         names: list[str] = []
         if isinstance(node, ast.Import):
@@ -49,42 +52,27 @@ def imported(code: str) -> Iterator[str]:
             top, *rest = name.split(".")
             if top == "crc_helpers":
                 yield rest[0] if rest and not rest[0].startswith("__") else "version"
-            elif top in scripts | SCRIPTS:
+            elif top in {*SCRIPTS, "studies", "tools"}:
                 yield top
 
 
-def room_of(file: Path) -> str:
-    """Return the room that a module of the package is, or lies in."""
-    first = file.relative_to(PACKAGE).with_suffix("").parts[0]
-    return "" if first == "__init__" else first
-
-
-def code_of(notebook: Path) -> str:
-    """Return a notebook's code."""
-    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+def code_of(file: Path) -> str:
+    text = file.read_text(encoding="utf-8")
+    if file.suffix == ".py":
+        return text
+    cells = json.loads(text)["cells"]
     return "\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "code")
 
 
-@pytest.mark.parametrize("file", sorted(PACKAGE.rglob("*.py")), ids=lambda f: str(f.name))
-def test_a_room_imports_earlier_rooms_the_shared_three_and_sources(file):
-    """A lesson's room imports earlier rooms, the shared three and `sources`; the shared three only
-    each other, and `runs` nothing of ours; `sources` imports `tissue` and `runs`; `tissue` nothing
-    of ours; nothing imports `explorers`, `course`, `studies` or `tools`.
-    """
-    found = set(imported(file.read_text(encoding="utf-8")))
-    assert found <= allowed(room_of(file)), f"{file}: {found - allowed(room_of(file))}"
+FOLDERS = {"crc_helpers": "*.py", "notebooks": "*.ipynb", "studies": "*.py"}
+FILES = [file for folder, kind in FOLDERS.items() for file in sorted((ROOT / folder).rglob(kind))]
 
 
-@pytest.mark.parametrize("file", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda f: f.stem)
-def test_a_lesson_imports_rooms_sources_tissue_and_explorers(file):
-    """Only lessons import `explorers`; they too import no `course`, `studies` or `tools`."""
+@pytest.mark.parametrize("file", FILES, ids=lambda f: f.stem)
+def test_a_file_imports_what_its_room_may(file):
+    """Nothing imports `course`, `studies` or `tools`; only lessons import `explorers`."""
+    inside = file.is_relative_to(PACKAGE)
+    room = file.relative_to(PACKAGE).with_suffix("").parts[0] if inside else file.parent.name
     found = set(imported(code_of(file)))
-    assert found and found <= {*LESSONS, *SHARED, "sources", "tissue", "explorers"}, found
-
-
-@pytest.mark.parametrize("file", sorted((ROOT / "studies").glob("*.py")), ids=lambda f: f.stem)
-def test_a_study_imports_rooms_and_other_studies(file):
-    """Scripts beside the tables know the rooms, the tissue and each other."""
-    own = {f.stem for f in (ROOT / "studies").glob("*.py")}
-    found = set(imported(file.read_text(encoding="utf-8")))
-    assert found <= {*LESSONS, *SHARED, "sources", "tissue", *own}, found
+    assert found <= allowed(room), f"{file}: {found - allowed(room)}"
+    assert found or inside

@@ -23,6 +23,7 @@ from crc_helpers.runs import save_table
 from crc_helpers.sources import store as tile_store
 
 TRAINING = Training(size=16, epochs=6, batch=16, lr=1e-3)
+SMALL = "N_TILES=160 IMAGE_SIZE=16 PRETRAIN_EPOCHS=6 PRETRAIN_BATCH=16 VIEWS=[tissue]"
 
 
 def _engine() -> Fabric:
@@ -46,16 +47,10 @@ def fine_tuning(inputs: Path, out: Path) -> None:
     fabric, images = _engine(), tile_store.TileStore(inputs / "store", "images")
     labels = np.arange(48) % 2
     torch.manual_seed(0)
-    classifier = Classifier(Encoder("resnet8"), 2)
-    log = fine_tune(
-        classifier,
-        (images.pick(labels >= 0), labels),
-        (images[:12], labels[:12]),
-        VIEWS["gentle"],
-        fabric,
-        TRAINING,
-        checkpoint=out / "fine_tuning.ckpt",
-    )
+    classifier, checkpoint = Classifier(Encoder("resnet8"), 2), out / "fine_tuning.ckpt"
+    train, val = (images.pick(labels >= 0), labels), (images[:12], labels[:12])
+    given = classifier, train, val, VIEWS["gentle"], fabric, TRAINING
+    log = fine_tune(*given, checkpoint=checkpoint)
     save_table(out / "log.csv", log.to_dict("records"))
     save_weights(out / "classifier.safetensors", classifier, size=16)
 
@@ -79,21 +74,19 @@ def drawing(inputs: Path, out: Path) -> None:
     dismiss()
 
 
+def command(*words: str) -> None:
+    """Run a command of the course; exit with its status where that is not 0."""
+    if status := main([*words]):
+        raise SystemExit(status)
+    dismiss()
+
+
 def commanding(inputs: Path, out: Path) -> None:
     """`crc-course pretrain`, the whole command."""
     torch.set_num_threads(1)
     runs.SAVE_EVERY = 0
-    small = {
-        "N_TILES": 160,
-        "IMAGE_SIZE": 16,
-        "PRETRAIN_EPOCHS": 6,
-        "PRETRAIN_BATCH": 16,
-        "VIEWS": '["tissue"]',
-    }
-    given = [word for name, value in small.items() for word in ("--set", f"{name}={value}")]
-    if status := main(["pretrain", "--preset", "ci", "--out", str(out), *given]):
-        raise SystemExit(status)
-    dismiss()
+    given = [word for setting in SMALL.split() for word in ("--set", setting)]
+    command("pretrain", "--preset", "ci", "--out", str(out), *given)
 
 
 def hesitating(inputs: Path, out: Path) -> None:
@@ -108,24 +101,11 @@ def hesitating(inputs: Path, out: Path) -> None:
     commanding(inputs, out)
 
 
-def running(inputs: Path, out: Path, lessons: str = "01") -> None:
+def running(inputs: Path, out: Path) -> None:
     """`crc-course run`: papermill, kernels, the cache that they fill, pages."""
     os.environ["CRC_HELPERS_CACHE"] = str(out / "cache")
-    if status := main(
-        [
-            "run",
-            "--preset",
-            "ci",
-            "--lessons",
-            lessons,
-            "--out",
-            str(out / "run"),
-            "--set",
-            "N_TILES=48",
-        ]
-    ):
-        raise SystemExit(status)
-    dismiss()
+    given = ["run", "--preset", "ci", "--lessons", "01-02", "--set", "N_TILES=48", "--out"]
+    command(*given, str(out / "run"))
 
 
 def heard(task, inputs: Path, out: Path, said: Path) -> None:

@@ -1,108 +1,38 @@
-"""A kernel that lives long, and lessons opened in other ways than we would."""
+"""Lessons opened in other ways than we would."""
 
-import ctypes
-import gc
 import json
 import os
 import shutil
 import subprocess
 import sys
-import time
 
-import matplotlib.pyplot as plt
 import nbformat
-import numpy as np
-import pandas as pd
-import psutil
 import pytest
-from test_data import fake_tiles
 
-from crc_helpers.augmentation import VIEWS
 from crc_helpers.course.settings import lesson_files, parameters_of
-from crc_helpers.explorers import (
-    EmbeddingExplorer,
-    GradCamExplorer,
-    LiveExplorer,
-    TemperatureExplorer,
-    ThresholdExplorer,
-    TissueExplorer,
-    ViewsExplorer,
-)
-from crc_helpers.models import Classifier, Encoder
 from crc_helpers.runs import ROOT
-
-UPDATES = 500
-WARM_UP = 60  # fonts, caches, the allocator
-
-
-def memory():
-    """Bytes of this process that are its own, after a collection."""
-    gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)  # free memory goes back to the system: what is left is used
-    return psutil.Process().memory_full_info().uss
-
-
-@pytest.mark.nightly
-def test_explorers_do_not_grow():
-    """Each update draws and encodes a figure."""
-    rng = np.random.default_rng(0)
-    tiles = fake_tiles(np.arange(6) % 2)
-    object.__setattr__(tiles, "images", rng.integers(0, 256, (6, 3, 64, 64), np.uint8))
-    models = {"a": Classifier(Encoder("resnet8"), 2).eval()}
-    index, row = np.arange(6), np.linspace([0, 0], [1, 0], 6)  # each step points at another
-    cam = GradCamExplorer(models, tiles, index, 64)
-    views = ViewsExplorer(tiles, index, VIEWS["paper"], 64)
-    cosines = np.corrcoef(rng.random((8, 16)))
-    heat = TemperatureExplorer(cosines, list("abcdefgh"), [0, 1, 0, 1], 0.2)
-    bar = ThresholdExplorer(tiles, rng.random(6))
-    near = EmbeddingExplorer(tiles, {"a": rng.random((6, 4))}, {"a": row})
-    tissue, live = TissueExplorer(["severity"]), LiveExplorer(models, 64, ["severity"])
-    controls = [cam.chooser.tile, bar.threshold, heat.temperature, views.again, near.across]
-    controls += [tissue.sliders["severity"], live.sliders["severity"]]
-    explorers = [cam, bar, heat, views, near, tissue, live]
-    drawn = 0
-    for i in range(WARM_UP + UPDATES):
-        if i == WARM_UP:
-            before = memory()
-        which, k = i % len(explorers), i // len(explorers) + 1
-        explorer, control = explorers[which], controls[which]
-        shown = explorer.picture.value
-        step = 0.1 + 0.8 * (k % 40) / 40
-        control.value = {cam: k % 6, views: k, near: k % 6 / 5}.get(explorer, step)
-        drawn += explorer.picture.value != shown and not explorer.message.value
-    assert drawn == WARM_UP + UPDATES and not plt.get_fignums()
-    growth = memory() / before - 1
-    print(f"{UPDATES} updates: {growth:+.1%}")
-    assert growth < 0.05
-
 
 # --- lessons -------------------------------------------------------------------------------------
 
-SMALL = {"N_TILES": 160, "IMAGE_SIZE": 64, "PRETRAIN_EPOCHS": 4, "PRETRAIN_BATCH": 16,
-         "VIEWS": ["tissue"], "FINE_TUNE_EPOCHS": 2, "FINE_TUNE_BATCH": 16,
-         "FINE_TUNE_LR": [1e-3]}  # fmt: skip
+SMALL = {"N_TILES": 160, "IMAGE_SIZE": 64, "VIEWS": ["tissue"], "FINE_TUNE_LR": [1e-3]}
+SMALL |= {"PRETRAIN_EPOCHS": 2, "PRETRAIN_BATCH": 16, "FINE_TUNE_EPOCHS": 2, "FINE_TUNE_BATCH": 16}
 
 RUNNER = """
-import ctypes, json, sys, gc, matplotlib, psutil
+import json, sys, matplotlib
 matplotlib.use("agg")
 import matplotlib.pyplot as plt
 from IPython.core.interactiveshell import InteractiveShell
 shell = InteractiveShell.instance()
-for cells in json.load(open(sys.argv[1])):
-    for cell in cells:
-        result = shell.run_cell(cell, silent=True)
-        result.raise_error()
-        plt.close("all")
-    gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)  # free memory goes back to the system
-    print("MEMORY", psutil.Process().memory_full_info().uss)
+for cell in json.load(open(sys.argv[1])):
+    shell.run_cell(cell, silent=True).raise_error()
+    plt.close("all")
 print("ALL DONE")
 """
 
 
-def cells_of(file, run, start_from="run", twice=False, back=False):
+def cells_of(file, run, twice=False, back=False):
     """A lesson's code with its parameters set; each cell twice, or from the last to the first."""
-    given = {**SMALL, "RUN": str(run), "START_FROM": start_from}
+    given = {**SMALL, "RUN": str(run), "START_FROM": "run"}
     mine = {name: value for name, value in given.items() if name in parameters_of(file)}
     code = [c for c in nbformat.read(file, as_version=4).cells if c.cell_type == "code"]
     sources = []
@@ -114,21 +44,14 @@ def cells_of(file, run, start_from="run", twice=False, back=False):
     return sources + [cell.source for cell in reversed(code) if back]
 
 
-def begin(tmp_path, lessons, environment=None, cwd=None):
-    """Start an interpreter that runs lists of cells, one list after the other."""
+def execute(tmp_path, cells, environment):
+    """Run cells in a new kernel."""
     script, listed = tmp_path / "runner.py", tmp_path / "cells.json"
     script.write_text(RUNNER)
-    listed.write_text(json.dumps(lessons))
-    return subprocess.Popen([sys.executable, script, listed], text=True, stdout=subprocess.PIPE,
-                            stderr=subprocess.PIPE, env=environment,
-                            cwd=cwd or tmp_path)  # fmt: skip
-
-
-def execute(*begun, **more):
-    """Begin, and wait for the end; what the cells have printed."""
-    said, errors = begin(*begun, **more).communicate(timeout=900)
-    assert "ALL DONE" in said, said[-2000:] + errors[-2000:]
-    return said
+    listed.write_text(json.dumps(cells))
+    command, how = [sys.executable, script, listed], {"capture_output": True, "text": True}
+    done = subprocess.run(command, env=environment, cwd=tmp_path, timeout=900, **how)
+    assert "ALL DONE" in done.stdout, done.stdout[-2000:] + done.stderr[-2000:]
 
 
 def environment(**changes):
@@ -145,14 +68,16 @@ def cache(tmp_path_factory):
 def lessons_01_to_04(tmp_path_factory, cache):
     """A run folder that the first four lessons have filled, by hand."""
     folder = tmp_path_factory.mktemp("lessons")
-    cells = [cells_of(file, folder / "run") for file in lesson_files("01-04")]
+    cells = [cell for file in lesson_files("01-04") for cell in cells_of(file, folder / "run")]
     execute(folder, cells, environment(CRC_HELPERS_CACHE=str(cache)))
     return folder / "run"
 
 
-MADE_BY = {0: ["data.json", "split.csv"], 2: ["encoder.safetensors", "pretraining*"],
-           3: ["classifier.safetensors", "scratch.safetensors", "fine_tuning*",
-               "*.ckpt"]}  # fmt: skip
+MADE_BY = {
+    0: ["data.json", "split.csv"],
+    2: ["encoder.safetensors", "pretraining*"],
+    3: ["classifier.safetensors", "scratch.safetensors", "fine_tuning*", "*.ckpt"],
+}
 
 
 def kept(run):
@@ -160,18 +85,6 @@ def kept(run):
     files = [run / "data.json", run / "split.csv", *run.glob("*.safetensors")]
     assert len(files) == 5
     return {path.name: path.read_bytes() for path in files}
-
-
-@pytest.mark.nightly
-def test_three_lessons_in_one_kernel_do_not_grow(tmp_path, cache, lessons_01_to_04):
-    """Lessons 01, 02 and 04 in turn: the second and third round cost no memory."""
-    files = lesson_files()
-    round_ = [cells_of(files[i], lessons_01_to_04) for i in (0, 1, 3)]
-    said = execute(tmp_path, round_ * 3, environment(CRC_HELPERS_CACHE=str(cache)))
-    used = [int(line.split()[1]) for line in said.splitlines() if line.startswith("MEMORY")]
-    growth = used[-1] / used[2] - 1
-    print("after each lesson, MB:", [value // 10**6 for value in used], f"{growth:+.1%}")
-    assert growth < 0.05
 
 
 @pytest.mark.nightly
@@ -185,30 +98,8 @@ def test_cells_may_be_run_in_any_order(tmp_path, cache, lessons_01_to_04, number
         for path in run.glob(left):
             path.unlink()
     lesson = cells_of(lesson_files()[number], run, **{order: True})
-    execute(tmp_path, [lesson], environment(CRC_HELPERS_CACHE=str(cache)))
+    execute(tmp_path, lesson, environment(CRC_HELPERS_CACHE=str(cache)))
     assert kept(run) == kept(lessons_01_to_04)
-
-
-@pytest.mark.nightly
-def test_a_kernel_restarted_in_the_middle_goes_on(tmp_path, cache, lessons_01_to_04):
-    """Lesson 03 until it has trained an epoch or two of four; the whole of it in a new kernel."""
-    run, surroundings = tmp_path / "run", environment(CRC_HELPERS_CACHE=str(cache))
-    run.mkdir()
-    for name in ("data.json", "split.csv"):
-        shutil.copy(lessons_01_to_04 / name, run)
-    third = cells_of(lesson_files()[2], run)
-    until, log = time.monotonic() + 300, run / "pretraining_tissue.csv"
-    first = begin(tmp_path, [third], surroundings)
-    while not log.is_file() and time.monotonic() < until:
-        time.sleep(0.01)
-    first.kill()
-    first.communicate()
-    assert not (run / "encoder.safetensors").exists()
-    assert 1 <= pd.read_csv(log)["epoch"].max() < SMALL["PRETRAIN_EPOCHS"]  # in the middle
-    said = execute(tmp_path, [third], surroundings)
-    assert f"of {SMALL['PRETRAIN_EPOCHS']}" in said.split("going on after epoch ")[1]
-    before = (lessons_01_to_04 / "encoder.safetensors").read_bytes()
-    assert (run / "encoder.safetensors").read_bytes() == before
 
 
 OFFLINE = """
@@ -243,27 +134,13 @@ def test_a_lesson_opens_from_any_folder(tmp_path):
         OFFLINE.replace("{log!r}", repr(str(tmp_path / "asked")))
     )
     paths = os.pathsep.join([str(tmp_path), str(checkout)])
-    surroundings = environment(PYTHONPATH=paths, HOME=None, CRC_HELPERS_CACHE=None,
-                               XDG_CACHE_HOME=str(tmp_path / "täglich"))  # fmt: skip
+    own = {"PYTHONPATH": paths, "XDG_CACHE_HOME": str(tmp_path / "täglich")}
+    surroundings = environment(HOME=None, CRC_HELPERS_CACHE=None, **own)
     lesson = checkout / "notebooks" / lesson_files()[0].name
-    done = subprocess.run([sys.executable, "-c", OPEN, lesson, tmp_path / "out.ipynb", elsewhere],
-                          env=surroundings, cwd=elsewhere, capture_output=True, text=True,
-                          timeout=300)  # fmt: skip
+    command = [sys.executable, "-c", OPEN, lesson, tmp_path / "out.ipynb", elsewhere]
+    how = {"env": surroundings, "capture_output": True, "text": True}
+    done = subprocess.run(command, cwd=elsewhere, timeout=300, **how)
     assert done.returncode == 0, done.stderr[-2000:]
     assert not (tmp_path / "asked").exists(), (tmp_path / "asked").read_text()
     assert {"data.json", "split.csv"} <= {p.name for p in (checkout / "runs/by_hand").iterdir()}
     assert list((tmp_path / "täglich").rglob("images-*.npy")) and not list(elsewhere.iterdir())
-
-
-def test_a_cache_that_cannot_be_written_is_said(tmp_path):
-    """A home that is none, and no other folder named."""
-    (tmp_path / "file").write_text("")
-    surroundings = environment(HOME=str(tmp_path / "file"), CRC_HELPERS_CACHE=None,
-                               XDG_CACHE_HOME=None)  # fmt: skip
-    command = [sys.executable, "-m", "crc_helpers", "run", "--lessons", "01", "--set", "N_TILES=48"]
-    done = subprocess.run([*command, "--out", tmp_path / "run"], env=surroundings, text=True,
-                          capture_output=True)  # fmt: skip
-    assert done.returncode == 2
-    (line,) = [line for line in done.stderr.splitlines() if line.startswith("crc-course: ")]
-    assert "cannot be written" in line and "set the environment variable CRC_HELPERS_CACHE" in line
-    assert "Traceback" not in done.stderr
