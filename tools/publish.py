@@ -30,9 +30,10 @@ def publish(out: Path) -> None:
         save_notebook(file, clean(executed, nbformat.read(file, as_version=4), str(out)))
     for picture in sorted(out.glob("figure_*.*g")):
         shutil.copy(picture, ROOT / "figures" / picture.name)
-    for name in ("encoder.safetensors", "classifier.safetensors", "scratch.safetensors"):
+    for name in ("encoder", "encoder_tissue_10", "classifier", "scratch", "few"):
+        name = f"{name}.safetensors"
         with safe_open(out / name, framework="pt") as file:
-            facts = {k: v for k, v in file.metadata().items() if k != "made_from"}
+            facts = dict(file.metadata())
         state = {
             k: v.half() if v.is_floating_point() else v for k, v in load_file(out / name).items()
         }
@@ -65,7 +66,8 @@ def clean(executed: Any, source: Any, run_path: str) -> Any:
                 output.data[kind] = re.sub(r" at 0x[0-9a-f]+", "", named)
         cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr"]
     for cell in cells:
-        cell.metadata = {k: v for k, v in cell.metadata.items() if k == "tags" and v}
+        kept = ("tags", "mystnb", "jupyter")  # parameters, texts of pictures, folded plots
+        cell.metadata = {k: v for k, v in cell.metadata.items() if k in kept and v}
     executed.cells = cells
     executed.metadata = source.metadata
     executed.metadata.pop("widgets", None)
