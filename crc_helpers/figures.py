@@ -285,7 +285,7 @@ def scatter(
     """Scatter points (N, 2) coloured by label (N,)."""
     inks = inks if len(names) <= len(inks) else sns.color_palette("husl", len(names))
     for c, (name, ink) in enumerate(zip(names, inks, strict=False)):
-        look = {"s": 18, "alpha": 0.8, "linewidths": 0, "label": drawable(name)}
+        look = {"s": 24, "linewidths": 0.5, "edgecolors": "0.3", "label": drawable(name)}
         ax.scatter(*points[labels == c].T, color=ink, **look)
     ax.set(title=drawable(title), xlabel="component 1", ylabel="component 2", xticks=[], yticks=[])
     ax.legend(frameon=False, fontsize=9, markerscale=1.6)
