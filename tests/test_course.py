@@ -81,12 +81,11 @@ def test_one_value_is_a_list_of_one_for_the_command_and_for_papermill():
     settings = settings_of("--set", "VIEWS=tissue", "--set", "FINE_TUNE_LR=1e-3")
     assert (settings["VIEWS"], settings["FINE_TUNE_LR"]) == (["tissue"], [1e-3])
     for file in lesson_files():
-        for name, usual in parameters_of(file).items():
-            if isinstance(usual, list):
-                lines = "\n".join(code_of(file.name[:2])).splitlines()
-                found = {name: usual[0], "runs": runs}
-                exec(next(line for line in lines if line.startswith(f"{name} = runs.")), found)
-                assert found[name] == usual[:1]
+        lists = {k: v[:1] for k, v in parameters_of(file).items() if isinstance(v, list)}
+        found = {"runs": runs} | {name: one[0] for name, one in lists.items()}
+        lines = "\n".join(code_of(file.name[:2])).splitlines()
+        exec("\n".join(line for line in lines if " = runs.as_list(" in line), found)
+        assert {name: found[name] for name in lists} == lists
 
 
 def test_a_folder_and_a_cache_are_those_of_where_one_stands_or_of_its_home(tmp_path, monkeypatch):
