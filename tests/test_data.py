@@ -276,7 +276,6 @@ def test_synthetic_tiles_of_two_classes(cache):
     assert turned.class_names == ("SSA", "HP")
     np.testing.assert_array_equal(turned.labels, 1 - tiles.labels)
     assert len(list(cache.glob("synthetic-*"))) == 1
-    assert load_tiles(n=20, seed=1, size=48, mpp=2.0).mpp == 2.0
 
 
 def test_synthetic_tiles_of_four_classes():

@@ -12,9 +12,9 @@ from crc_helpers.runs import ROOT
 PACKAGE = ROOT / "crc_helpers"
 LESSONS = (  # a room imports those before it
     *("data", "augmentation", "pretraining", "fine_tuning", "evaluation"),
-    *("layers", "grad_cam", "claims", "explanations", "shortcuts", "slides"),
+    *("layers", "grad_cam", "claims", "explanations", "shortcuts"),
 )
-SHARED = {"models", "runs", "figures"}
+SHARED = {"models", "runs", "figures", "estimates", "style"}
 ROOMS = {*LESSONS, *SHARED, "sources", "tissue"}
 SCRIPTS = {f.stem: f for folder in ("studies", "tools") for f in (ROOT / folder).glob("*.py")}
 STUDIES = {name for name, file in SCRIPTS.items() if file.parent.name == "studies"}
