@@ -26,7 +26,7 @@ from crc_helpers.course import run as course_run
 from crc_helpers.course import settings as course_settings
 from crc_helpers.course.cli import main
 from crc_helpers.course.settings import lesson_files, parameters_of, read_settings
-from crc_helpers.runs import ROOT, RunError, locked, make_fabric, save_json
+from crc_helpers.runs import ROOT, RunError, locked, make_fabric, read_json, save_json
 
 new = nbformat.v4
 
@@ -254,6 +254,14 @@ def test_recall_gives_what_remember_was_given_and_refuses_data_that_changed(tmp_
     next(root.glob("*/*.png")).unlink()
     with pytest.raises(RunError, match=r"split\.csv does not fit the data any more"):
         data.recall(tmp_path, "run")
+
+
+def test_the_shipped_split_is_told_from_others(tmp_path):
+    shipped = read_json(runs.SHIPPED / "data.json")
+    save_json(tmp_path / "data.json", shipped | {"digest": "of another machine"})
+    assert data.is_shipped(tmp_path, "shipped") and data.is_shipped(tmp_path, "run")
+    save_json(tmp_path / "data.json", shipped | {"seed": shipped["seed"] + 1})
+    assert not data.is_shipped(tmp_path, "run") and data.is_shipped(tmp_path, "shipped")
 
 
 # --- Runs ----------------------------------------------------------------------------------------

@@ -47,6 +47,7 @@ LEVIT = r"levit_128s cannot take images of 100 pixels: change BACKBONE, or IMAGE
         (lambda: build_backbone("resnet19000"), "resnet19000"),
         (lambda: build_backbone("vit_relpos_small_patch16_224"), "_224' has options of its own"),
         (lambda: build_backbone("resnet8", weights="imagenet"), "resnet8 has no published weights"),
+        (lambda: build_backbone("resnet8_fine", weights="imagenet"), "resnet8_fine has no publ"),
         (lambda: Encoder("resnet8").stage("layer9"), r"layer9.*layer1.*layer3"),
         (lambda: ProjectionHead(32, kind="conv"), r"'conv'.*linear.*mlp"),
         (lambda: synchronise_statistics(Encoder("resnet8"), torch.device("cpu")), "need GPUs"),
@@ -61,14 +62,18 @@ def test_what_cannot_be_built_is_refused_by_name(build, message):
         build()
 
 
-def test_resnet8_has_six_by_six_cells_at_96_px(encoder):
+@pytest.mark.parametrize(
+    ("name", "shape"), [("resnet8", (256, 6, 6)), ("resnet8_fine", (192, 12, 12))]
+)
+def test_the_last_stage_of_a_small_network_has_few_cells_at_96_px(name, shape):
+    shapes, encoder = [], Encoder(name).eval()
+    encoder.stage("layer3").register_forward_hook(lambda _m, _i, out: shapes.append(out.shape))
+    assert encoder(torch.rand(1, 3, 96, 96)).shape == (1, encoder.dim)
+    assert shapes == [(1, *shape)] and encoder.dim == shape[0]
+
+
+def test_a_stage_is_found_by_its_path(encoder):
     assert encoder.stage("layer2.0.conv1") is encoder.backbone.layer2[0].conv1
-    shapes = []
-    stage = encoder.stage("layer3")
-    handle = stage.register_forward_hook(lambda _m, _i, output: shapes.append(output.shape))
-    encoder(torch.rand(1, 3, 96, 96))
-    handle.remove()
-    assert shapes == [(1, 256, 6, 6)]
 
 
 @pytest.mark.parametrize(

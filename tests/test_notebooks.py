@@ -1,5 +1,6 @@
 """The lessons: their form; each executed by papermill in one run, and by nbval opened alone."""
 
+import ast
 import json
 import re
 import shutil
@@ -59,10 +60,10 @@ def test_a_parameter_has_one_default_and_a_preset_only_parameters():
 
 def test_paper_preset_is_table_1():
     paper = read_settings("paper", [], KNOWN)
-    table = {"BACKBONE": "resnet50", "IMAGE_SIZE": 224, "HEAD": "linear", "TEMPERATURE": 0.7,
-             "PRETRAIN_LR": 3e-4, "PRETRAIN_EPOCHS": 200, "PRETRAIN_BATCH": 128,
-             "FINE_TUNE_LR": [1e-4], "FINE_TUNE_EPOCHS": 100, "FINE_TUNE_BATCH": 64,
-             "OPTIMIZER": "adam", "SPLIT": "paper"}  # fmt: skip
+    table = {"BACKBONE": "resnet50", "IMAGE_SIZE": 224, "HEAD": "linear", "TEMPERATURE": 0.7}
+    table |= {"PRETRAIN_LR": 3e-4, "PRETRAIN_EPOCHS": 200, "PRETRAIN_BATCH": 128}
+    table |= {"FINE_TUNE_LR": [1e-4], "FINE_TUNE_EPOCHS": 100, "FINE_TUNE_BATCH": 64}
+    table |= {"OPTIMIZER": "adam", "SPLIT": "paper"}
     assert {k: paper[k] for k in table} == table
 
 
@@ -83,11 +84,19 @@ def test_committed_outputs_are_complete_clean_and_small(file):
 @each_lesson
 def test_every_explorer_has_a_still_picture_beside_it(file):
     code = code_cells(file)
-    stills = [any({"image/jpeg", "image/png"} & set(o.get("data", {})) for o in c.outputs)
-              for c in code]  # fmt: skip
+    shown = [{kind for o in c.outputs for kind in o.get("data", {})} for c in code]
+    stills = [bool({"image/jpeg", "image/png"} & kinds) for kinds in shown]
     for k, cell in enumerate(code):
         if ".show()" in cell.source:
             assert stills[k - 1] or any(stills[k + 1 : k + 2]), cell.id
+
+
+@pytest.mark.parametrize("file", LESSONS[2:4], ids=lambda f: f.stem)
+def test_no_lesson_before_the_evaluation_looks_at_the_test_part(file):
+    """A choice made by test tiles would make lesson 05's figures too good."""
+    code = "\n".join(c.source for c in code_cells(file))
+    nodes = [n for n in ast.walk(ast.parse(code)) if isinstance(n, ast.Attribute)]
+    assert any(n.attr == "train" for n in nodes) and not any(n.attr == "test" for n in nodes)
 
 
 # --- executed: each lesson by papermill in one run, and by nbval opened alone ---------------------
@@ -95,10 +104,9 @@ def test_every_explorer_has_a_still_picture_beside_it(file):
 
 @pytest.mark.slow
 def test_run_leaves_every_artefact(ci_run):
-    for name in ("split.csv", "data.json", "encoder.safetensors", "pretraining.csv",
-                 "classifier.safetensors", "fine_tuning.csv", "predictions.csv", "metrics.json",
-                 "explanations.npz", "figure_1.png", "figure_2.jpg", "figure_4.png",
-                 "figure_5.jpg"):  # fmt: skip
+    made = "split.csv data.json encoder.safetensors pretraining.csv classifier.safetensors"
+    made += " fine_tuning.csv predictions.csv metrics.json explanations.npz"
+    for name in [*made.split(), "figure_1.png", "figure_2.jpg", "figure_4.png", "figure_5.jpg"]:
         assert (ci_run / name).stat().st_size > 0, name
     for file in LESSONS:
         assert (ci_run / file.name).is_file() and (ci_run / f"{file.stem}.html").is_file()
@@ -110,9 +118,8 @@ def test_run_leaves_every_artefact(ci_run):
 @pytest.mark.slow
 def test_metrics_have_the_documented_form_and_agree_with_predictions(ci_run):
     metrics = json.loads((ci_run / "metrics.json").read_text(encoding="utf-8"))
-    for name in ("data", "preset", "seed", "n_train", "n_val", "n_test", "grouped", "classes",
-                 "confusion", "per_class", "baselines", "seconds", "device", "versions",
-                 "weights_sha256"):  # fmt: skip
+    names = "data preset seed n_train n_val n_test grouped classes confusion per_class baselines"
+    for name in [*names.split(), "seconds", "device", "versions", "weights_sha256"]:
         assert name in metrics, name
     assert metrics["preset"] == "ci" and metrics["grouped"] is True
     assert np.sum(metrics["confusion"]) == metrics["n_test"]
@@ -185,7 +192,7 @@ def test_nbval_accepts_a_lesson_opened_alone(file, tmp_path):
         last = moved + f"assert operate.all_alive() == {explorers}"
         book.cells.append(nbformat.v4.new_code_cell(last, id="moved"))
     nbformat.write(book, tmp_path / file.name)
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--nbval-lax",
-               "--nbval-cell-timeout=300", "-o", "addopts=", file.name]  # fmt: skip
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-o", "addopts="]
+    command += ["--nbval-lax", "--nbval-cell-timeout=300", file.name]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-3000:]

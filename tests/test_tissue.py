@@ -59,6 +59,7 @@ def test_the_same_seed_draws_the_same_bytes():
     assert pixels(p, 5) != pixels(p, 6)
 
 
+@pytest.mark.slow
 def test_another_process_draws_the_same_bytes(cohort):
     jobs = cohort.parameters[:4], cohort.seeds[:4].tolist()
     here = [pixels(*job) for job in zip(*jobs, strict=True)]
