@@ -335,12 +335,12 @@ def loss_curve(
     sns.lineplot(log, x="epoch", y="loss", ax=left, **look)
     if "knn" in log:
         sns.lineplot(log.dropna(subset="knn"), x="epoch", y="knn", ax=right, legend=False, **look)
-    for value, name in ((chance, "chance: ln(2N − 1)"), (floor, "floor: perfect, orthogonal")):
+    for value, name in ((chance, "chance: ln(2N − 1)"), (floor, "orthogonal negatives")):
         left.axhline(value, **style.CHANCE)
         place = {"xy": (0.98, value), "xycoords": ("axes fraction", "data"), "ha": "right"}
         left.annotate(f"{name} = {value:.2f}", va="bottom", color="0.35", fontsize=10, **place)
     left.set(title="Loss", ylabel="NT-Xent", ylim=(floor - 0.25, chance + 0.35))
-    left.legend(frameon=False, loc="center right", title="views")
+    left.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 0.08), title="views")
     right.set(title="kNN (labels only to watch)", ylabel="balanced accuracy")
     right.axhline(1 / classes, **style.CHANCE)
     return figure
