@@ -366,7 +366,9 @@ def learning_curves(logs: dict[str, pd.DataFrame], majority: float) -> Figure:
         for ax, column in ((left, "val_loss"), (right, "val_balanced_accuracy")):
             sns.lineplot(log, y=column, ax=ax, legend=ax is left, **look)
             ax.scatter(chosen["epoch"], chosen[column], s=80, c=chosen["run"].map(inks).tolist())
-        left.legend(frameon=False, fontsize=9)
+        handles = left.get_legend_handles_labels()
+        left.get_legend().remove()
+        figure.legend(*handles, loc="outside lower center", ncol=3, frameon=False, fontsize=10)
     left.set(title="Loss: dotted train, solid validation", ylabel="cross-entropy")
     right.set(title="Validation accuracy, ● chosen epoch", ylabel="balanced accuracy")
     right.axhline(majority, **style.CHANCE)
