@@ -396,8 +396,9 @@ def read_rows(file: Path) -> pd.DataFrame:
     Raises RunError where it is none.
     """
     try:
-        # A commit such as 5940e75 would be read as a number, and be lost.
-        table = pd.read_csv(file, dtype={"commit": str, "tiles": str})
+        # A commit such as 5940e75 would be read as a number, and be lost; a draw as 0.0, and be
+        # measured again, where other rows have none.
+        table = pd.read_csv(file, dtype={"commit": str, "tiles": str, "draw": "Int64"})
         return table.copy()  # in one block: pandas warns of a column added to its hundred
     except (OSError, ValueError) as error:  # ValueError: what pandas and UTF-8 raise
         raise RunError(f"{file} is no table of a study ({error}): delete or restore it") from None

@@ -38,7 +38,7 @@ from crc_helpers.runs import save_json
 from crc_helpers.sources import folder as folder_reader
 from crc_helpers.sources import images as image_reader
 from crc_helpers.sources import mhist, tables
-from crc_helpers.sources.base import DataError, Scan
+from crc_helpers.sources.base import DataError, Listing
 
 FULL = "CRC_FULL" in os.environ
 checks = {
@@ -117,7 +117,7 @@ def read_mask(path):
 
 def read_annotations(path):
     tables.read_table(path, mhist.MHIST_COLUMNS)
-    table, _ = mhist.read(path.parent, Scan({"images": ["a.png", "b.png"]}, ""))
+    table, _ = mhist.tabulate(path.parent, Listing({"images": ["a.png", "b.png"]}, ""))
     assert set(table["class"]) <= {"HP", "SSA"} and set(table["partition"]) <= {"train", "test"}
     assert table["votes"].astype(int).between(0, 7).all() and set(table["id"]) == {"a.png", "b.png"}
 
