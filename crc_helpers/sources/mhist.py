@@ -1,11 +1,11 @@
 """MHIST's layout: `annotations.csv` beside `images/`, and masks where tissue is drawn."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 
+from crc_helpers.runs import read_json
 from crc_helpers.sources.base import METADATA, About, Listing, Source
 from crc_helpers.sources.tables import match, read_table, refuse
 
@@ -66,7 +66,7 @@ def described(root: Path, about: About) -> About:
     path = root / "about.json"
     if not path.is_file():
         return about
-    own = json.loads(path.read_text(encoding="utf-8"))
+    own = {"source": about.origin, "licence": about.licence, "mpp": about.mpp} | read_json(path)
     return replace(about, origin=own["source"], licence=own["licence"], mpp=own["mpp"])
 
 
