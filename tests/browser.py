@@ -93,6 +93,7 @@ def small_lessons(folder: Path) -> None:
                 cell.source += "\n" + "\n".join(lines)
             if cell.cell_type == "code":
                 cell.outputs, cell.execution_count = [], None
+                cell.metadata.pop("jupyter", None)  # a folded cell shows no sign of having run
         nbformat.write(book, folder / file.name)
 
 
