@@ -348,7 +348,8 @@ def test_the_study_measures_every_arm(tmp_path, monkeypatch):
     assert alike.loc["trained"].to_numpy() == pytest.approx(1, abs=0.01)
     assert (alike.loc[list(shortcuts.RETRAINED)] < 0.9).to_numpy().all()
     assert networks["area"].nunique() == 1 and networks["mass centre"].nunique() == 1
-    assert rows.loc["ink", "chance mass"].max() < 0.05 < networks["area"].iloc[0]
+    dots = rows.loc["ink", "chance mass"].dropna()  # so small a network may heed no dot
+    assert (dots < 0.05).all() and networks["area"].iloc[0] > 0.05
 
 
 @pytest.mark.slow
