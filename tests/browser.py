@@ -79,6 +79,7 @@ def small_lessons(folder: Path) -> None:
     tiles = data.load_tiles("synthetic", n=TILES["n"], seed=TILES["seed"])
     parts = data.split(tiles, TILES["scheme"], test=TILES["test"],
                        validation=TILES["validation"], seed=TILES["seed"])  # fmt: skip
+    shutil.copytree(ROOT / "figures", folder / "figures")
     for file in lesson_files():
         run = folder / f"run {file.name[:2]}"
         run.mkdir()
@@ -91,6 +92,8 @@ def small_lessons(folder: Path) -> None:
             if "parameters" in cell.metadata.get("tags", []):
                 lines = [f"{n} = {v!r}" for n, v in given.items() if n in known]
                 cell.source += "\n" + "\n".join(lines)
+            if cell.cell_type == "markdown":  # the lessons lie a folder higher here
+                cell.source = cell.source.replace("](../figures/", "](figures/")
             if cell.cell_type == "code":
                 cell.outputs, cell.execution_count = [], None
                 cell.metadata.pop("jupyter", None)  # a folded cell shows no sign of having run
