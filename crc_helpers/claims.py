@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import pandas as pd
@@ -287,7 +287,7 @@ class Experiment:
         made = backbone() if callable(backbone) else backbone
         return Encoder(made or self.recipe.backbone)
 
-    def train(
+    def fit(
         self,
         start: Callable[[], Encoder | Classifier],
         labelled: np.ndarray | None = None,
@@ -295,10 +295,9 @@ class Experiment:
         recipe: Recipe | None = None,
         salt: int = 0,
         losses: tuple[Loss, Loss] = (F.cross_entropy, F.cross_entropy),
-    ) -> Answer:
+    ) -> Classifier:
         """Train a classifier for `steps` at each rate; return the one that validation chooses.
 
-        As a function that takes positions of tiles, and `tiles` if they are not the experiment's.
         start: gives the encoder to begin with, or a classifier that has it. labelled: tiles to
         train on, which may recur; all of the training part if not given. losses: to train with, and
         to choose with.
@@ -321,9 +320,18 @@ class Experiment:
             loss = log.loc[log["chosen"], judge].iloc[0]
             if loss < best:
                 best, kept = loss, classifier
+        return kept
+
+    def train(self, *given: Any, recipe: Recipe | None = None, **options: Any) -> Answer:
+        """Return the classifier that `fit` trains, from the same arguments, as a function.
+
+        It takes positions of tiles, and `tiles` if they are not the experiment's.
+        """
+        network, size = self.fit(*given, recipe=recipe, **options), (recipe or self.recipe).size
 
         def classify(index: np.ndarray, tiles: Tiles | None = None) -> np.ndarray:
-            return predict(kept, (tiles or self.tiles).images[index], r.size, self.fabric)
+            images = (tiles or self.tiles).images[index]
+            return predict(network, images, size, self.fabric)
 
         return classify
 

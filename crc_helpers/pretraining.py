@@ -22,6 +22,8 @@ from crc_helpers.models import Encoder, evaluating, synchronise_statistics
 from crc_helpers.runs import Checkpoint, fingerprint, on_first_rank, randomness, save_table
 from crc_helpers.sources.store import content_hash
 
+WATCHED = 2000  # tiles that a monitor looks at
+
 
 @dataclass(frozen=True)
 class Training:
@@ -149,9 +151,12 @@ def nearest(features: Tensor, k: int, groups: np.ndarray | None = None) -> np.nd
     """
     unit = F.normalize(features, dim=1)
     ids = np.arange(len(unit)) if groups is None else np.unique(groups, return_inverse=True)[1]
-    own = torch.from_numpy(ids[:, None] == ids)  # (N, N)
-    similarity = (unit @ unit.T).masked_fill(own, -torch.inf)
-    return similarity.topk(min(k, len(unit)), dim=1).indices.numpy()
+    ids, found = torch.from_numpy(ids), []
+    for rows in torch.arange(len(unit)).split(1000):  # all at once would be N x N numbers
+        own = ids[rows, None] == ids
+        similarity = (unit[rows] @ unit.T).masked_fill(own, -torch.inf)  # (1000, N)
+        found.append(similarity.topk(min(k, len(unit)), dim=1).indices)
+    return torch.cat(found).numpy()
 
 
 def knn_accuracy(
@@ -397,9 +402,12 @@ def make_monitor(
     """Return what `pretrain` calls: kNN accuracy and signs of collapse, every fifth epoch and at
     the end. Labels are used to watch, never to train.
 
-    tiles: `data.Tiles`; index: the labelled training tiles. Each is asked about its nearest tiles
-    of other slides, see `knn_accuracy`.
+    tiles: `data.Tiles`; index: the labelled training tiles, of which WATCHED at most are used, by
+    chance: watching should cost little. Each is asked about its nearest tiles of other slides, see
+    `knn_accuracy`.
     """
+    if len(index) > WATCHED:
+        index = np.sort(np.random.default_rng(0).choice(index, WATCHED, replace=False))
     groups = None if tiles.groups is None else tiles.groups[index]
 
     def monitor(encoder: Encoder, epoch: int) -> dict[str, float]:

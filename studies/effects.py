@@ -6,17 +6,18 @@ The seeds here chose nothing: 0 is the course's own cohort, the others repeat it
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache, lru_cache, partial
 
 import numpy as np
 import torch
 from common import Study, Trainer, main
 
-from crc_helpers.augmentation import VIEWS, shrink
+from crc_helpers.augmentation import shrink
 from crc_helpers.claims import Answer, Recipe, labelled_subset, scores
 from crc_helpers.evaluation import bootstrap_interval, colour_baseline, colour_statistics, macro_auc
 from crc_helpers.explanations import centre_map, edge_map
-from crc_helpers.fine_tuning import fine_tune, linear_probe, predict, probe_classifier
+from crc_helpers.fine_tuning import linear_probe, predict, probe_classifier
 from crc_helpers.grad_cam import enlarge, grad_cam, hits, mass_inside
 from crc_helpers.models import Classifier, Encoder, contrastive_model, load_weights, save_weights
 from crc_helpers.pretraining import Contrast, Training, pretrain
@@ -146,48 +147,24 @@ def answer(t: Trainer, arm: str, labelled: np.ndarray) -> Answer:
     steps = t.recipe.steps * (PATIENT if arm.endswith("patient") else 1)
     if arm == "probe first, fine-tuned":
         probe = t.fit_probe(last(t), labelled)
-        network = train(t, lambda: probe_classifier(last(t), probe), labelled, steps, (1e-4, 3e-4))
+        start, rates = lambda: probe_classifier(last(t), probe), (1e-4, 3e-4)
+    elif arm.startswith("from scratch"):
+        start, rates = t.random_encoder, (FEW_RATE,)
     else:
-        scratch = arm.startswith("from scratch")
-        start = t.random_encoder if scratch else partial(last, t)
-        rates = (FEW_RATE,) if scratch and len(labelled) < len(t.parts.train) else t.recipe.rates
-        network = train(t, start, labelled, steps, rates)
-    return lambda index: predict(network, t.tiles.images[index], t.recipe.size, t.fabric)
-
-
-def train(
-    t: Trainer,
-    start: Callable[[], Encoder | Classifier],
-    labelled: np.ndarray,
-    steps: int,
-    rates: tuple[float, ...],
-) -> Classifier:
-    """Return the classifier of the rate, and of the tenth of the steps, that validation chooses."""
-    # Few tiles recur, each time as another view, so that all arms are validated ten times.
-    index = np.sort(np.resize(labelled, max(len(labelled), t.recipe.batch * max(1, steps // 10))))
-    given = [(t.tiles.images[i], t.labels(i)) for i in (index, t.parts.val)]
-    epochs, kept = max(1, round(steps / (len(index) // t.recipe.batch))), {}
-    for rate in rates:
-        torch.manual_seed(t.seed)
-        network = start()
-        if isinstance(network, Encoder):
-            network = Classifier(network, len(t.tiles.class_names))
-        training = Training(t.recipe.size, epochs, t.recipe.batch, rate, t.recipe.optimizer, t.seed)
-        log = fine_tune(network, *given, VIEWS["gentle"], t.fabric, training)
-        kept[log["val_loss"].min()] = network
-    return kept[min(kept)]
+        start, rates = partial(last, t), t.recipe.rates
+    return t.train(start, labelled, recipe=replace(t.recipe, steps=steps, rates=rates))
 
 
 @cache
 def networks(t: Trainer) -> dict[str, Classifier]:
     """Return the networks whose maps are scored, trained with all labels."""
     probe = t.fit_probe(last(t))
-    steps = 10 * (len(t.parts.train) // t.recipe.batch)
+    longer = replace(t.recipe, steps=10 * (len(t.parts.train) // t.recipe.batch))
     torch.manual_seed(t.seed)
     random = Classifier(t.random_encoder(), len(t.tiles.class_names)).eval()
     return {
-        "trained": train(t, partial(last, t), t.parts.train, steps, t.recipe.rates),
-        "from scratch": train(t, t.random_encoder, t.parts.train, steps, t.recipe.rates),
+        "trained": t.fit(partial(last, t), recipe=longer),
+        "from scratch": t.fit(t.random_encoder, recipe=longer),
         "frozen, pre-trained": probe_classifier(last(t), probe),
         "random weights": random,
     }
@@ -221,6 +198,8 @@ def heat(t: Trainer, arm: str) -> np.ndarray:
 def map_row(t: Trainer, arm: str) -> dict:
     """Pointing game and heat inside the region, of the tiles of SSA that are recognised as such."""
     index = recognised(t)
+    if t.tiles.masks is None:  # nothing to score a map against
+        return {"tiles_scored": 0}
     region = t.tiles.masks[index]
     if arm == "chance":
         area = region.mean(axis=(1, 2))

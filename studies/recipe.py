@@ -48,7 +48,8 @@ def row(t: Trainer, factor: str, value: float | str) -> dict:
         r = replace(r, **{factor: value})
     encoder = t.pretrained(r, index)
     known, asked = t.features(encoder, train), t.features(encoder, val)
-    found = {"knn": knn_accuracy(known, y, t.tiles.groups[train])}
+    groups = None if t.tiles.groups is None else t.tiles.groups[train]
+    found = {"knn": knn_accuracy(known, y, groups)}
     few = labelled_subset(y, 0.1, t.seed)
     for name, given in (("auc", np.arange(len(y))), ("auc_of_a_tenth", few)):
         # The strength is not chosen: validation, which would choose it, is what scores here.

@@ -38,7 +38,6 @@ from crc_helpers.explorers import (
     embedding_figure,
     explain,
     explanation_figure,
-    nearest,
     temperature_figure,
     threshold_figure,
     tissue_figure,
@@ -53,7 +52,7 @@ from crc_helpers.explorers.views import still_shown, views_of
 from crc_helpers.fine_tuning import predict
 from crc_helpers.grad_cam import grad_cam
 from crc_helpers.models import Classifier, Encoder
-from crc_helpers.pretraining import nt_xent
+from crc_helpers.pretraining import nearest, nt_xent
 from crc_helpers.tissue.parameters import TissueParameters
 
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
@@ -487,7 +486,7 @@ def test_shares_of_neighbours_are_counted_beside_chance(embedding):
     figure = embedding_figure(maps["after"], features["after"], tiles, 3, "class")
     search = NearestNeighbors(n_neighbors=6, metric="cosine").fit(features["after"])
     near = search.kneighbors(features["after"], return_distance=False)[3, 1:]
-    np.testing.assert_array_equal(nearest(features["after"], 3), near)
+    np.testing.assert_array_equal(nearest(torch.from_numpy(features["after"]), 5)[3], near)
     same = np.mean(tiles.labels[near] == tiles.labels[3])
     chance = np.mean(np.delete(tiles.labels, 3) == tiles.labels[3])
     mates = np.mean(tiles.groups[near] == tiles.groups[3])

@@ -3,7 +3,7 @@
 # ruff: noqa: F401 (lessons find them here)
 
 from crc_helpers.explorers.base import Explorer
-from crc_helpers.explorers.embedding import EmbeddingExplorer, embedding_figure, nearest
+from crc_helpers.explorers.embedding import EmbeddingExplorer, embedding_figure
 from crc_helpers.explorers.grad_cam import GradCamExplorer
 from crc_helpers.explorers.heat import Look, explain, explanation_figure
 from crc_helpers.explorers.live import LiveExplorer, live_figure

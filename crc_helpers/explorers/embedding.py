@@ -3,6 +3,7 @@
 from itertools import zip_longest
 
 import numpy as np
+import torch
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
@@ -10,18 +11,8 @@ from matplotlib.figure import Figure
 from crc_helpers.data import Tiles
 from crc_helpers.explorers.base import Explorer, choice, fixed_axes, label, shortened, slider
 from crc_helpers.figures import show_tile
+from crc_helpers.pretraining import nearest
 from crc_helpers.style import CLASSES, SLIDES, drawable
-
-
-def nearest(features: np.ndarray, i: int, k: int = 5) -> np.ndarray:
-    """The k rows of features (N, D) with the highest cosine to row i, itself left out, int (k,).
-
-    A row of zeros, which a collapsed encoder gives, has cosine 0 to all; among equals, the first.
-    """
-    length = np.linalg.norm(features, axis=1, keepdims=True)
-    unit = features / np.where(length > 0, length, 1)
-    others = np.delete(np.arange(len(features)), i)
-    return others[np.argsort(-(unit[others] @ unit[i]), kind="stable")][:k]
 
 
 def embedding_figure(
@@ -31,7 +22,7 @@ def embedding_figure(
 
     points (N, 2), features (N, D) of the N `tiles`; kind: what colours show, see `colours_of`.
     """
-    near = nearest(features, i)
+    near = nearest(torch.from_numpy(features), min(5, len(features) - 1))[i]
     places = [(0.52 + 0.16 * k, bottom, 0.155, 0.36) for bottom in (0.55, 0.11) for k in range(3)]
     figure, (ax, *pictures) = fixed_axes(3.5, [(0.01, 0.11, 0.34, 0.8), *places])
     draw_map(ax, points, *colours_of(tiles, kind), kind)
