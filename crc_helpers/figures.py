@@ -6,7 +6,7 @@ Those of numbers with their intervals lie in `estimates`, and lessons find them 
 import textwrap
 from collections.abc import Callable, Sequence
 from functools import partial
-from itertools import zip_longest
+from itertools import repeat, zip_longest
 from pathlib import Path
 
 import cv2
@@ -110,8 +110,8 @@ def tile_grid(
 
     mpp: micrometres a pixel, for a scale bar in the first tile.
     """
-    given = zip_longest(images, titles, () if masks is None else masks)
-    cells = [partial(show_tile, image=i, title=t or "", mask=mask) for i, t, mask in given]
+    given = zip(images, [*titles, *[""] * len(images)], masks if masks is not None else repeat(None))
+    cells = [partial(show_tile, image=i, title=title, mask=mask) for i, title, mask in given]
     figure = table(cells, columns, width)
     scale_bar(figure.axes[0], mpp)
     return figure
