@@ -381,10 +381,10 @@ def clinical_features(metadata: pd.DataFrame) -> np.ndarray:
 
 def clinical_answers(t: Experiment) -> np.ndarray:
     """Return P(SSA) on the test part (n,), by logistic regression on the polyp's size and site."""
-    known = clinical_features(t.tiles.metadata)
+    features = clinical_features(t.tiles.metadata)
     regression = make_pipeline(StandardScaler(), LogisticRegression())
-    regression.fit(known[t.parts.train], t.labels(t.parts.train))
-    return regression.predict_proba(known[t.parts.test])[:, 1]
+    regression.fit(features[t.parts.train], t.labels(t.parts.train))
+    return regression.predict_proba(features[t.parts.test])[:, 1]
 
 
 def read_study(name: str, data: str = "synthetic") -> pd.DataFrame:

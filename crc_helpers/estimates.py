@@ -81,15 +81,15 @@ def curve_panels(
     for ax, (title, curves) in zip(axes.flat, panels.items(), strict=False):
         inks = dict(zip(controls, style.CONTROLS, strict=False))
         inks |= style.colours([name for name in curves if name not in controls])
-        for name, found in curves.items():
-            value = np.nanmean(found, axis=0) if seeds else found[0]
+        for name, curve in curves.items():
+            value = np.nanmean(curve, axis=0) if seeds else curve[0]
             look = {"color": inks[name], "linestyle": ":" if name in controls else "-"}
             ax.plot(x[:end], value[:end], marker="o", markersize=4, label=name, **look)
             if seeds:
-                ax.plot(x[:end], found[:, :end].T, linewidth=0.8, alpha=0.3, **look)
+                ax.plot(x[:end], curve[:, :end].T, linewidth=0.8, alpha=0.3, **look)
             else:
                 ax.fill_between(
-                    x[:end], *found[1:, :end], color=inks[name], alpha=0.13, linewidth=0
+                    x[:end], *curve[1:, :end], color=inks[name], alpha=0.13, linewidth=0
                 )
             ax.plot(x[end:], value[end:], "D", color=inks[name], markersize=7)
         ax.set(title=style.drawable(title), xlabel=labels[0], ylabel=labels[1])

@@ -31,8 +31,8 @@ def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> tuple[f
         raise ValueError(f"{successes} successes of {n}: give a count from 0 to n")
     if n == 0:
         return 0.0, 1.0
-    found = binomtest(successes, n).proportion_ci(confidence, method="wilson")
-    return float(found.low), float(found.high)
+    interval = binomtest(successes, n).proportion_ci(confidence, method="wilson")
+    return float(interval.low), float(interval.high)
 
 
 def bootstrap_interval(
@@ -55,8 +55,8 @@ def bootstrap_interval(
     members = np.split(order, np.cumsum(np.bincount(ids))[:-1])
     draws = (rng.integers(0, len(members), len(members)) for _ in range(samples))
     values = np.array([statistic(np.concatenate([members[d] for d in drawn])) for drawn in draws])
-    known = values[~np.isnan(values)]
-    low, high = np.quantile(known, [0.025, 0.975]) if len(known) else (np.nan, np.nan)
+    defined = values[~np.isnan(values)]
+    low, high = np.quantile(defined, [0.025, 0.975]) if len(defined) else (np.nan, np.nan)
     return float(low), float(high)
 
 

@@ -62,8 +62,8 @@ def integrated_gradients(
     """
     how = {"target": target.to(images.device), "n_steps": steps, "internal_batch_size": 256}
     with evaluating(model):
-        found = IntegratedGradients(model).attribute(images, mean_colour(images), **how)
-    return found.sum(dim=1).detach().float().cpu()
+        attribution = IntegratedGradients(model).attribute(images, mean_colour(images), **how)
+    return attribution.sum(dim=1).detach().float().cpu()
 
 
 @torch.no_grad()
@@ -78,8 +78,8 @@ def occlusion(
     how = {"strides": (3, stride, stride), "baselines": mean_colour(images)}
     how["target"] = target.to(images.device)
     with evaluating(model):
-        found = Occlusion(model).attribute(images, (3, window, window), **how)
-    return found[:, 0].float().cpu()  # the same for the three channels
+        attribution = Occlusion(model).attribute(images, (3, window, window), **how)
+    return attribution[:, 0].float().cpu()  # the same for the three channels
 
 
 # --- Controls: maps that know nothing of the network ----------------------------------------------
@@ -131,12 +131,12 @@ def all_maps(
         "Integrated Gradients": lambda x, y: integrated_gradients(model, x, y, 8).relu(),
         "occlusion": lambda x, y: occlusion(model, x, y, square, square).relu(),
     }
-    found = {}
+    maps = {}
     for name, explain in methods.items():
         n = costly if name in MANY_PASSES else None
         batches = zip(images[:n].split(64), targets[:n].split(64), strict=True)
-        found[name] = torch.cat([explain(x, y) for x, y in batches])
-    return found
+        maps[name] = torch.cat([explain(x, y) for x, y in batches])
+    return maps
 
 
 def blind_maps(images: Tensor, cells: int) -> dict[str, Tensor]:
@@ -181,11 +181,9 @@ def box_overlap(heat: np.ndarray, mask: np.ndarray, threshold: float = 0.5) -> n
     """
     scores = []
     for one, region in zip(heat, mask, strict=True):
-        found, true = boxes(one, threshold)[:1], boxes((region > 0).astype(np.float32), 1.0)
-        corners = (
-            box_convert(torch.tensor(b).double(), "xywh", "xyxy") for b in (found, true) if b
-        )
-        score = box_iou(*corners).max() if found and true else 0.0 if found else np.nan
+        hot, true = boxes(one, threshold)[:1], boxes((region > 0).astype(np.float32), 1.0)
+        corners = (box_convert(torch.tensor(b).double(), "xywh", "xyxy") for b in (hot, true) if b)
+        score = box_iou(*corners).max() if hot and true else 0.0 if hot else np.nan
         scores.append(float(score))
     return np.array(scores)
 
@@ -207,10 +205,10 @@ def rank_correlation(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     """
     pair = [m.reshape(len(m), -1) for m in (one, other)]
     there = np.stack([np.ptp(m, axis=1) > 0 for m in pair])
-    found, both = np.where(there.any(axis=0), 0.0, np.nan), there.all(axis=0)
+    correlation, both = np.where(there.any(axis=0), 0.0, np.nan), there.all(axis=0)
     if both.any():
-        found[both] = pearsonr(*(rankdata(m[both], axis=1) for m in pair), axis=1).statistic
-    return found
+        correlation[both] = pearsonr(*(rankdata(m[both], axis=1) for m in pair), axis=1).statistic
+    return correlation
 
 
 def ssim(one: np.ndarray, other: np.ndarray) -> np.ndarray:
@@ -222,11 +220,11 @@ def ssim(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     """
     window = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
     there = np.stack([m.max(axis=(1, 2)) > 0 for m in (one, other)])
-    found = np.where(there.any(axis=0), 0.0, np.nan)
+    similarity = np.where(there.any(axis=0), 0.0, np.nan)
     for k in np.flatnonzero(there.all(axis=0)):
         a, b = (m[k].astype(float) / m[k].max() for m in (one, other))
-        found[k] = structural_similarity(a, b, data_range=1.0, **window)
-    return found
+        similarity[k] = structural_similarity(a, b, data_range=1.0, **window)
+    return similarity
 
 
 def cascade(model: Classifier, seed: int = 0) -> Iterator[tuple[str, Classifier]]:
@@ -276,13 +274,13 @@ def imputed_fill(images: Tensor, gone: Tensor, noise: float = 0.01, rounds: int 
     return torch.where(hole, values + grain.to(images), values)
 
 
-def _guess(values: Tensor, known: Tensor) -> Tensor:
-    """Fill unknown pixels with the mean of known ones nearby, from the coarsest grid down."""
+def _guess(values: Tensor, present: Tensor) -> Tensor:
+    """Fill missing pixels with the mean of present ones nearby, from the coarsest grid down."""
     if values.shape[-1] == 1:
-        return values / known.clamp(min=1e-6)
-    coarse = _guess(F.avg_pool2d(values, 2), F.avg_pool2d(known, 2))
+        return values / present.clamp(min=1e-6)
+    coarse = _guess(F.avg_pool2d(values, 2), F.avg_pool2d(present, 2))
     wide = F.interpolate(coarse, size=values.shape[-2:], mode="bilinear", align_corners=False)
-    return torch.where(known > 0, values / known.clamp(min=1e-6), wide)
+    return torch.where(present > 0, values / present.clamp(min=1e-6), wide)
 
 
 @torch.no_grad()
@@ -353,11 +351,13 @@ def over_networks(
     return float(np.nanmean(values)), *bootstrap_interval(mean, values.shape[1], groups, samples)
 
 
-def verdict(low: float, high: float, asked: float, below: bool = False) -> str:
-    """Return whether an interval lies on the wanted side of what is asked.
+def verdict(low: float, high: float, threshold: float, below: bool = False) -> str:
+    """Return whether an interval lies on the wanted side of a threshold.
 
-    "yes": all of it lies above (or below) `asked`. "no": all of it on the other side. "not shown":
-    it includes `asked`, or is not known.
+    "yes": all of it lies above (or, with `below`, below). "no": all of it lies on the other side.
+    "not shown": it includes the threshold, or its ends are NaN.
     """
-    wanted, other = (high < asked, low > asked) if below else (low > asked, high < asked)
+    wanted, other = (
+        (high < threshold, low > threshold) if below else (low > threshold, high < threshold)
+    )
     return "yes" if wanted else "no" if other else "not shown"

@@ -110,8 +110,9 @@ def tile_grid(
 
     mpp: micrometres a pixel, for a scale bar in the first tile.
     """
-    given = zip(images, [*titles, *[""] * len(images)], masks if masks is not None else repeat(None))
-    cells = [partial(show_tile, image=i, title=title, mask=mask) for i, title, mask in given]
+    titles, masks = [*titles, *[""] * len(images)], repeat(None) if masks is None else masks
+    tiles = zip(images, titles, masks, strict=False)  # titles may be more than tiles
+    cells = [partial(show_tile, image=i, title=title, mask=mask) for i, title, mask in tiles]
     figure = table(cells, columns, width)
     scale_bar(figure.axes[0], mpp)
     return figure

@@ -163,8 +163,8 @@ def linear_probe(
     probes = [fit(strength) for strength in (1e-4, 1e-3, 1e-2, 1e-1, 1.0)]
 
     def loss(probe: Pipeline) -> float:
-        found = probe.predict_proba(val_features.numpy())
-        return log_loss(val_labels, found, labels=probe.classes_)
+        probabilities = probe.predict_proba(val_features.numpy())
+        return log_loss(val_labels, probabilities, labels=probe.classes_)
 
     return min(probes, key=loss)
 

@@ -16,11 +16,11 @@ from crc_helpers.layers import (
     find_grids,
     find_layer,
     hooked,
-    known,
     layer_name,
     prepared,
     stage_names,
     trial_pictures,
+    trials,
 )
 from crc_helpers.models import Classifier
 
@@ -161,14 +161,14 @@ def layer_names(model: nn.Module, images: Tensor) -> list[str]:
     """Return the names of the stages that can be explained, with `last_layer` at the end."""
     with prepared(model, images) as network:
         last = _last(network, images)
-        grids = known(network, images).grids
+        grids = trials(network, images).grids
         stages = [find_layer(network, name) for name in stage_names(network)]
         before = [m for m in stages if m in grids and last not in m.modules()]
         return [layer_name(network, module) for module in [*before, last]]
 
 
 def _grid(network: nn.Module, images: Tensor, module: nn.Module) -> Grid:
-    grids = known(network, images).grids
+    grids = trials(network, images).grids
     if module not in grids:
         grid = find_grids(network, images, [module]).get(module, "is never called itself")
         if isinstance(grid, str):
@@ -178,13 +178,13 @@ def _grid(network: nn.Module, images: Tensor, module: nn.Module) -> Grid:
 
 
 def _last(network: nn.Module, images: Tensor) -> nn.Module:
-    found = known(network, images)
-    if found.last is None:
+    results = trials(network, images)
+    if results.last is None:
         # A linear layer is half a step: a query or a key, or what is yet to be added.
         steps = [m for m in [*network.modules()][1:] if not isinstance(m, nn.Linear)]
         grids = find_grids(network, images, [m for m in steps if list(m.parameters())])
-        found.grids |= {m: grid for m, grid in grids.items() if isinstance(grid, Grid)}
-        layers = [m for m in grids if m in found.grids and max(found.grids[m].size) > 1]
+        results.grids |= {m: grid for m, grid in grids.items() if isinstance(grid, Grid)}
+        layers = [m for m in grids if m in results.grids and max(results.grids[m].size) > 1]
         if not layers:
             raise ValueError(
                 f"no layer of {type(network).__name__} is known to keep the places of a picture of"
@@ -194,8 +194,8 @@ def _last(network: nn.Module, images: Tensor) -> nn.Module:
         stages = [find_layer(network, name) for name in stage_names(network)]
         if isinstance(last, nn.Sequential) and last[-1] in stages:
             last = last[-1]  # the last of a container of stages gives the same
-        found.last = last
-    return found.last
+        results.last = last
+    return results.last
 
 
 def _acts(network: nn.Module, images: Tensor, module: nn.Module) -> bool:

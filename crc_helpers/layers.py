@@ -41,13 +41,13 @@ def find_layer(model: nn.Module, layer: Layer) -> nn.Module:
         layer = next(own, type(layer).__name__)
     ending = [name for name in names if f".{name}".endswith(f".{layer}")]
     outermost = min((name.count(".") for name in ending), default=0)
-    found = [name for name in ending if name.count(".") == outermost]
-    if len(found) != 1:
+    matches = [name for name in ending if name.count(".") == outermost]
+    if len(matches) != 1:
         raise ValueError(
-            f"{type(model).__name__} has {len(found) or 'no'} layers called {layer!r}: choose one"
-            f" of {found or stage_names(model)}"
+            f"{type(model).__name__} has {len(matches) or 'no'} layers called {layer!r}: choose one"
+            f" of {matches or stage_names(model)}"
         )
-    return names[found[0]]
+    return names[matches[0]]
 
 
 def layer_name(network: nn.Module, module: nn.Module) -> str:
@@ -138,20 +138,20 @@ class Grid:
 
 
 @dataclass
-class Known:
-    """What trials have found of a network, for one size of picture."""
+class Trials:
+    """What trials have shown of a network, for one size of picture."""
 
     grids: dict[nn.Module, Grid] = field(default_factory=dict)
     last: nn.Module | None = None
 
 
-_KNOWN: WeakKeyDictionary[nn.Module, dict[tuple[int, ...], Known]] = WeakKeyDictionary()
+_TRIALS: WeakKeyDictionary[nn.Module, dict[tuple[int, ...], Trials]] = WeakKeyDictionary()
 
 
-def known(network: nn.Module, images: Tensor) -> Known:
-    """Return what is known of a network as it is built now, to be added to."""
+def trials(network: nn.Module, images: Tensor) -> Trials:
+    """Return what trials have shown of a network as it is built now; later trials add to it."""
     state = (*images.shape[1:], *map(id, network.modules()))
-    return _KNOWN.setdefault(network, {}).setdefault(state, Known())
+    return _TRIALS.setdefault(network, {}).setdefault(state, Trials())
 
 
 def find_grids(
@@ -162,23 +162,23 @@ def find_grids(
     Shapes suggest grids. Where no convolution makes it plain, a trial decides: tokens and channels
     kept last must change where the picture is changed. What is not called is left out.
     """
-    found: dict[nn.Module, Grid | str | None] = {}
+    grids: dict[nn.Module, Grid | str | None] = {}
     pictures = trial_pictures(images)
 
     def look(module: nn.Module, output: Any) -> None:
-        found.pop(module, None)  # the last call of several counts
-        found[module] = _recognise(module, output, 1, *images.shape[2:])
+        grids.pop(module, None)  # the last call of several counts
+        grids[module] = _recognise(module, output, 1, *images.shape[2:])
 
     def try_out(module: nn.Module, output: Any) -> None:
-        found[module] = _recognise(module, output, len(pictures), *images.shape[2:])
+        grids[module] = _recognise(module, output, len(pictures), *images.shape[2:])
 
     with torch.no_grad():
         with hooked(modules, look):
             network(pictures[:1].clone())
-        if undecided := [module for module, grid in found.items() if grid is None]:
+        if undecided := [module for module, grid in grids.items() if grid is None]:
             with hooked(undecided, try_out):
                 network(pictures)
-    return found
+    return grids
 
 
 def trial_pictures(images: Tensor) -> Tensor:
@@ -257,9 +257,9 @@ def _agreement(grid: Grid, output: Tensor) -> float:
     if answers.sum() < 4:
         return math.nan
     share = changed[answers] / changed[answers].sum(dim=(1, 2), keepdim=True)
-    spots, found = torch.tensor(SPOTS).to(share)[answers], [1.0]
+    spots, correlations = torch.tensor(SPOTS).to(share)[answers], [1.0]
     for axis, length in enumerate(grid.size):
         if length > 1:
             middle = share.sum(dim=2 - axis) @ torch.arange(length).to(share)  # (spots,)
-            found.append(float(torch.corrcoef(torch.stack([middle, spots[:, axis]]))[0, 1]))
-    return float(np.min(found))
+            correlations.append(float(torch.corrcoef(torch.stack([middle, spots[:, axis]]))[0, 1]))
+    return float(np.min(correlations))

@@ -303,3 +303,15 @@ def load_weights(path: Path, module: nn.Module) -> nn.Module:
             f" build that ({error})"
         ) from error
     return module
+
+
+def load_classifier(path: Path) -> tuple[Classifier, dict[str, Any]]:
+    """Return a classifier in evaluation mode, and the facts in its weight file.
+
+    Raises RunError where the file is missing or holds no classifier.
+    """
+    facts = read_facts(path)
+    if missing := {"backbone", "classes", "size"} - facts.keys():
+        raise RunError(f"{path} holds no classifier of lesson 04: it has no {sorted(missing)[0]}")
+    network = Classifier(Encoder(facts["backbone"]), len(facts["classes"]))
+    return load_weights(path, network).eval(), facts

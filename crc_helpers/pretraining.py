@@ -151,12 +151,12 @@ def nearest(features: Tensor, k: int, groups: np.ndarray | None = None) -> np.nd
     """
     unit = F.normalize(features, dim=1)
     ids = np.arange(len(unit)) if groups is None else np.unique(groups, return_inverse=True)[1]
-    ids, found = torch.from_numpy(ids), []
+    ids, neighbours = torch.from_numpy(ids), []
     for rows in torch.arange(len(unit)).split(1000):  # all at once would be N x N numbers
         own = ids[rows, None] == ids
         similarity = (unit[rows] @ unit.T).masked_fill(own, -torch.inf)  # (1000, N)
-        found.append(similarity.topk(min(k, len(unit)), dim=1).indices)
-    return torch.cat(found).numpy()
+        neighbours.append(similarity.topk(min(k, len(unit)), dim=1).indices)
+    return torch.cat(neighbours).numpy()
 
 
 def knn_accuracy(

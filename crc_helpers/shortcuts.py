@@ -46,8 +46,8 @@ def train_network(t: Experiment, arm: str) -> Classifier:
     if arm == "ink":
         train, val = marked_part(t, train), marked_part(t, val)
     elif arm == "shuffled labels":  # learnt by heart: there is nothing for validation to choose
-        labels, known, val = labels.copy(), labels >= 0, val[:0]  # -1: no class of this task
-        labels[known] = np.random.default_rng(seed).permutation(labels[known])
+        labels, labelled, val = labels.copy(), labels >= 0, val[:0]  # -1: no class of this task
+        labels[labelled] = np.random.default_rng(seed).permutation(labels[labelled])
     images = [with_ink(t, p) if arm == "ink" else t.tiles.images[p] for p in (train, val)]
     epochs = max(1, round(r.steps / max(1, len(train) // r.batch)))
     training = Training(r.size, epochs, r.batch, r.rates[-1], "adamw-one-cycle", seed)
@@ -135,11 +135,11 @@ def ink_scores(
     hit: is the hottest cell of a grid, on which all maps are compared, one that holds ink? mass:
     the share of the heat in the ink itself. place: (N, H, W) of 0 and 1.
     """
-    holds, found = cells_of(place, cells), {}
+    holds, scores = cells_of(place, cells), {}
     for name, heat in maps.items():
-        found["hit", name] = hits(at_size(heat, cells), holds)
-        found["mass", name] = mass_inside(at_size(heat, place.shape[-1]), place)
-    return found
+        scores["hit", name] = hits(at_size(heat, cells), holds)
+        scores["mass", name] = mass_inside(at_size(heat, place.shape[-1]), place)
+    return scores
 
 
 def ink_table(t: Experiment, network: Classifier, test: np.ndarray) -> pd.DataFrame:

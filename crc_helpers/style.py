@@ -100,9 +100,12 @@ def named_colour(name: str) -> str | None:
 
     What follows a comma may be more than its name: "pre-trained, 0.001".
     """
-    known, words = ARMS | RECIPES | METHODS, name.replace("frozen probe", "probe").split(", ")
+    colours_by_name, words = (
+        ARMS | RECIPES | METHODS,
+        name.replace("frozen probe", "probe").split(", "),
+    )
     keys = (", ".join(words[:k]) for k in range(len(words), 0, -1))
-    return next((known[key] for key in keys if key in known), None)
+    return next((colours_by_name[key] for key in keys if key in colours_by_name), None)
 
 
 def colours(names: Sequence[str]) -> dict[str, str]:

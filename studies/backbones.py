@@ -13,8 +13,8 @@ plan = partial(rows_of, network=BACKBONES)
 def row(t: Trainer, network: str) -> dict:
     """From scratch, on the test part, at 96 px, of which each leaves Grad-CAM some cells."""
     start = replace(t, recipe=replace(t.recipe, backbone=network, size=max(t.recipe.size, 96)))
-    found = start.score(start.train(start.random_encoder))
-    return found | {"size": start.recipe.size, "backbone": network}
+    result = start.score(start.train(start.random_encoder))
+    return result | {"size": start.recipe.size, "backbone": network}
 
 
 STUDY = Study("backbones", plan, row)

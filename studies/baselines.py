@@ -73,8 +73,8 @@ def fit(t: Trainer, arm: str, labelled: np.ndarray | None = None) -> Answer:
         share = np.bincount(y, minlength=len(t.tiles.class_names)) / len(y)
         return lambda index: np.tile(share, (len(index), 1))
     if arm == "colour only":
-        known = colour_baseline(colour_statistics(t.tiles.images[train]), y)
-        return lambda index: known.predict_proba(colour_statistics(t.tiles.images[index]))
+        regression = colour_baseline(colour_statistics(t.tiles.images[train]), y)
+        return lambda index: regression.predict_proba(colour_statistics(t.tiles.images[index]))
     if arm == "from scratch" and labelled is None:
         return scratch(t)
     if arm == "ensemble of three":

@@ -20,9 +20,11 @@ def row(t: Trainer, arm: str) -> dict:
     """All classes: macro averages on the test part, and the confusion matrix, rows truth."""
     train, rival = t.parts.train, arm.removesuffix(FEW)
     few = None if rival == arm else train[labelled_subset(t.labels(train), 0.1, t.seed)]
-    y, found = t.labels(t.parts.test), fit(t, rival, few)(t.parts.test)
-    counts = confusion_matrix(y, found.argmax(axis=1), labels=range(len(t.tiles.class_names)))
-    return scores(y, found) | {"confusion": json.dumps(counts.tolist())}
+    y, probabilities = t.labels(t.parts.test), fit(t, rival, few)(t.parts.test)
+    counts = confusion_matrix(
+        y, probabilities.argmax(axis=1), labels=range(len(t.tiles.class_names))
+    )
+    return scores(y, probabilities) | {"confusion": json.dumps(counts.tolist())}
 
 
 STUDY = Study("classes", plan, row, all_classes=True)

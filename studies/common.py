@@ -162,8 +162,8 @@ def measure(
                 continue
             start = time.perf_counter()
             t = experiment(study, key["seed"], recipe, data, root)
-            found = study.row(t, **{k: v for k, v in key.items() if k != "seed"})
-            row = key | size | {"n_tiles": len(t.tiles)} | found
+            result = study.row(t, **{k: v for k, v in key.items() if k != "seed"})
+            row = key | size | {"n_tiles": len(t.tiles)} | result
             rows.append(row | {"seconds": round(time.perf_counter() - start, 1)} | facts)
             save_table(file, rows)
             words = (f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items())
@@ -201,12 +201,12 @@ def main(study: Study, argv: Sequence[str] | None = None) -> int:
         if name != "views":
             kind, many = (type(value[0]), "+") if isinstance(value, tuple) else (type(value), None)
             parser.add_argument(f"--{name}", type=kind, nargs=many, default=value, help="size")
-    given = vars(parser.parse_args(argv))
-    data, root, seeds, out = (given.pop(k) for k in ("data", "data_root", "seeds", "out"))
+    options = vars(parser.parse_args(argv))
+    data, root, seeds, out = (options.pop(k) for k in ("data", "data_root", "seeds", "out"))
     try:
         if seeds < 1:
             raise RunError(f"--seeds {seeds}: give at least 1")
-        recipe = replace(study.recipe, **given | {"rates": tuple(given["rates"])})
+        recipe = replace(study.recipe, **options | {"rates": tuple(options["rates"])})
         root = str(root.expanduser().resolve()) if root else None
         rows = measure(study, data, root, seeds, recipe, out.expanduser())
     except (DataError, RunError, ValueError, FloatingPointError) as error:

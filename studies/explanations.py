@@ -43,17 +43,17 @@ def row(t: Trainer, arm: str) -> dict:
         return ink_means(ink_table(t, train_network(t, "ink"), test))
     test = np.random.default_rng(t.seed).permutation(t.parts.test)
     first, network = train_network(t, "trained"), train_network(t, arm)
-    found = t.score(lambda i: predict(network, t.tiles.images.pick(i), t.recipe.size, t.fabric))
+    result = t.score(lambda i: predict(network, t.tiles.images.pick(i), t.recipe.size, t.fabric))
     images = tile_batch(t.tiles, test, t.recipe.size).to(t.fabric.device)
     targets = grad_cam(first, images).targets.to(images.device)
-    found |= agreement_scores(*(all_maps(n, images, targets, COSTLY) for n in (first, network)))
+    result |= agreement_scores(*(all_maps(n, images, targets, COSTLY) for n in (first, network)))
     if t.tiles.masks is None:
-        return found
+        return result
     maps = all_maps(network, images, grad_cam(network, images).targets, COSTLY)
     maps["another tile's map"] = maps["Grad-CAM"].roll(len(test) // 2, 0)
     maps |= blind_maps(images, maps["Grad-CAM"].shape[-1])
     step = t.tiles.masks.shape[-1] // SIDE
-    return found | region_scores(maps, t.tiles.masks[test][:, ::step, ::step])
+    return result | region_scores(maps, t.tiles.masks[test][:, ::step, ::step])
 
 
 def agreement_scores(one: dict[str, Tensor], other: dict[str, Tensor]) -> dict[str, float]:
@@ -61,16 +61,16 @@ def agreement_scores(one: dict[str, Tensor], other: dict[str, Tensor]) -> dict[s
 
     As a landmark, how far the first one's maps of different tiles do: the mean of five pairings.
     """
-    found = {"blank": float(blank(other["Grad-CAM"]).mean())}
+    result = {"blank": float(blank(other["Grad-CAM"]).mean())}
     for name in one:
         a, b = (at_size(maps[name], COMPARED) for maps in (one, other))
         pairs = [rank_correlation(a, np.roll(a, k, axis=0)) for k in range(1, min(6, len(a)))]
-        found[f"spearman {name}"] = float(np.nanmean(rank_correlation(a, b)))
-        found[f"pair {name}"] = float(np.nanmean(pairs))
+        result[f"spearman {name}"] = float(np.nanmean(rank_correlation(a, b)))
+        result[f"pair {name}"] = float(np.nanmean(pairs))
     a, b = (at_size(maps["Grad-CAM"], COMPARED) for maps in (one, other))
     for name, second in (("ssim", b), ("pair_ssim", np.roll(a, 1, axis=0))):
-        found[f"{name} Grad-CAM"] = float(np.nanmean(ssim(a, second)))
-    return found
+        result[f"{name} Grad-CAM"] = float(np.nanmean(ssim(a, second)))
+    return result
 
 
 def region_scores(maps: dict[str, Tensor], region: np.ndarray) -> dict[str, float]:
@@ -80,13 +80,13 @@ def region_scores(maps: dict[str, Tensor], region: np.ndarray) -> dict[str, floa
     maps has those of the first tiles.
     """
     has = region.any(axis=(1, 2))
-    found = {"area": float(region[has].mean())}
+    result = {"area": float(region[has].mean())}
     for name, heat in maps.items():
         use = has[: len(heat)]
         pixels, inside = at_size(heat, region.shape[-1])[use], region[: len(heat)][use]
         for score, measure in (("hit", hits), ("mass", mass_inside)):
-            found[f"{score} {name}"] = float(np.nanmean(measure(pixels, inside)))
-    return found
+            result[f"{score} {name}"] = float(np.nanmean(measure(pixels, inside)))
+    return result
 
 
 def ink_means(table: pd.DataFrame) -> dict:
@@ -97,7 +97,7 @@ def ink_means(table: pd.DataFrame) -> dict:
     given away NAME: the share of dotted tiles predicted as class 1 whose hottest cell holds ink.
     """
     p, dotted = table["p"].to_numpy(), table["dotted"]
-    found = scores(table["label"].to_numpy(), np.stack([1 - p, p], axis=1)) | {
+    result = scores(table["label"].to_numpy(), np.stack([1 - p, p], axis=1)) | {
         "tested": len(table),
         "accuracy_without_ink": float((table["said_without"] == table["label"]).mean()),
         "flips": float(table.loc[dotted, "decided"].mean()),
@@ -105,12 +105,12 @@ def ink_means(table: pd.DataFrame) -> dict:
     kinds = {"": table["decided"], "undecided ": dotted & ~table["decided"], "free ": table["free"]}
     named = [c for c in table if c.startswith(("hit", "mass", "chance", "other"))]
     for word, rows in kinds.items():
-        found[f"{word or 'decided '}tiles"] = int(rows.sum())
+        result[f"{word or 'decided '}tiles"] = int(rows.sum())
         kept = [c for c in named if word == "free " or not c.startswith("other")]
-        found |= {word + c: float(table.loc[rows, c].mean()) for c in kept}
+        result |= {word + c: float(table.loc[rows, c].mean()) for c in kept}
     shown = table[dotted & (table["said"] == 1)]
-    found["dotted said 1"] = len(shown)
-    return found | {f"given away {m}": float(shown[f"hit {m}"].mean()) for m in MAPS}
+    result["dotted said 1"] = len(shown)
+    return result | {f"given away {m}": float(shown[f"hit {m}"].mean()) for m in MAPS}
 
 
 STUDY = Study("explanations", plan, row, Recipe(n_tiles=600, steps=150))

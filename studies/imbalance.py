@@ -42,11 +42,11 @@ def row(t: Trainer, remedy: str) -> dict:
     classify = t.train(t.random_encoder, train, losses=(learn, judge))
     moved = remedy == "threshold moved"
     threshold = best_threshold(t.labels(val), classify(val)[:, 1]) if moved else 0.5
-    y, found = t.labels(test), classify(test)
-    said = found[:, 1] >= threshold
-    sensitivity, specificity = float(said[y == 1].mean()), float(1 - said[y == 0].mean())
-    return scores(y, found) | {
-        "accuracy": float((said == (y == 1)).mean()),
+    y, probabilities = t.labels(test), classify(test)
+    positive = probabilities[:, 1] >= threshold
+    sensitivity, specificity = float(positive[y == 1].mean()), float(1 - positive[y == 0].mean())
+    return scores(y, probabilities) | {
+        "accuracy": float((positive == (y == 1)).mean()),
         "balanced_accuracy": (sensitivity + specificity) / 2,
         "sensitivity": sensitivity,
         "specificity": specificity,

@@ -85,8 +85,8 @@ def material(scale: Scale) -> dict[str, data.Tiles]:
     tiles = data.load_tiles("synthetic", n=scale.tiles, seed=0)
     parts = data.split(tiles, "paper", validation=0.0, seed=0)
     fresh = data.load_tiles("synthetic", n=scale.fresh, seed=1000)
-    known = {"train": tiles.subset(parts.train), "test": tiles.subset(parts.test)}
-    return known | {"fresh": fresh.subset(np.arange(len(fresh)))}
+    sets = {"train": tiles.subset(parts.train), "test": tiles.subset(parts.test)}
+    return sets | {"fresh": fresh.subset(np.arange(len(fresh)))}
 
 
 def few_labels(labels: np.ndarray, share: float, draw: int) -> np.ndarray:
@@ -107,10 +107,10 @@ def pretrain_arm(arm: str, scale: Scale, out: Path) -> None:
     def keep_features(network: Encoder, epoch: int) -> dict[str, float]:
         if epoch in scale.watched:
             parts = material(scale).items()
-            found = {
+            arrays = {
                 k: embed(network, t.images, scale.size, fabric).half().numpy() for k, t in parts
             }
-            np.savez(out / f"features_{arm}_{epoch}.npz", **found)
+            np.savez(out / f"features_{arm}_{epoch}.npz", **arrays)
         return {}
 
     log = pretrain(
@@ -223,13 +223,16 @@ def main() -> None:
     parser.add_argument("arm", nargs="?", choices=TUNED, help="which; see the top of the file")
     parser.add_argument("--out", type=Path, default=runs.ROOT / "runs" / "paper_scale")
     parser.add_argument("--scale", choices=SCALES, default="paper")
-    given = parser.parse_args()
-    given.out.mkdir(parents=True, exist_ok=True)
-    material(SCALES[given.scale])  # drawn before the clock runs
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    material(SCALES[options.scale])  # drawn before the clock runs
     start = time.perf_counter()
-    STEPS[given.step](given.arm, SCALES[given.scale], given.out)
-    entry = {"what": f"{given.step} {given.arm}", "seconds": round(time.perf_counter() - start, 1)}
-    with (given.out / "seconds.jsonl").open("a", encoding="utf-8") as log:
+    STEPS[options.step](options.arm, SCALES[options.scale], options.out)
+    entry = {
+        "what": f"{options.step} {options.arm}",
+        "seconds": round(time.perf_counter() - start, 1),
+    }
+    with (options.out / "seconds.jsonl").open("a", encoding="utf-8") as log:
         log.write(json.dumps(entry | {"device": runs.device_name(), **runs.versions()}) + "\n")
     print(entry["what"], entry["seconds"], "s", flush=True)
 

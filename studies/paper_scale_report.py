@@ -62,16 +62,16 @@ def scores(probabilities: dict[str, np.ndarray], stuff: dict[str, Tiles], full: 
 
     Tiles of the paper's split are taken as independent, those of new slides by slide.
     """
-    found = {}
+    summary = {}
     for part, p in probabilities.items():
-        labels, said = stuff[part].labels, p.argmax(axis=1)
+        labels, predicted = stuff[part].labels, p.argmax(axis=1)
         groups = stuff["fresh"].groups if part == "fresh" else None
-        found[part] = evaluation.summarise(labels, p, groups)
+        summary[part] = evaluation.summarise(labels, p, groups)
         if full:
-            counts = confusion_matrix(labels, said, labels=(0, 1)).tolist()
-            classes = evaluation.per_class(labels, said, stuff[part].class_names, groups)
-            found[part] |= {"confusion": counts, "per_class": classes.to_dict("index")}
-    return found
+            counts = confusion_matrix(labels, predicted, labels=(0, 1)).tolist()
+            classes = evaluation.per_class(labels, predicted, stuff[part].class_names, groups)
+            summary[part] |= {"confusion": counts, "per_class": classes.to_dict("index")}
+    return summary
 
 
 def probes(out: Path, fresh: Tiles, scale: Scale) -> dict:
@@ -172,9 +172,9 @@ def measure(out: Path, stuff: dict[str, Tiles], scale: Scale) -> dict:
     }
 
 
-def told(found: dict[str, float], digits: int = 3) -> str:
+def as_text(interval: dict[str, float], digits: int = 3) -> str:
     """Write an estimate and its interval as a reader of a table wants it."""
-    value, low, high = (f"{found[k]:.{digits}f}" for k in ("value", "low", "high"))
+    value, low, high = (f"{interval[k]:.{digits}f}" for k in ("value", "low", "high"))
     return f"{value} [{low}, {high}]".replace("0.", ".")
 
 
@@ -183,7 +183,7 @@ def of_class(scores_: dict[str, float], metric: str) -> str:
     if metric == "f1":
         return f"{scores_['f1']:.3f}".replace("0.", ".")
     low, high = scores_[f"{metric}_low"], scores_[f"{metric}_high"]
-    return told({"value": scores_[metric], "low": low, "high": high})
+    return as_text({"value": scores_[metric], "low": low, "high": high})
 
 
 def table(header: list[str], rows: list[list[str]]) -> str:
@@ -194,8 +194,8 @@ def table(header: list[str], rows: list[list[str]]) -> str:
 
 def tables(result: dict) -> str:
     """Write the tables of the page, in Markdown."""
-    truth, said = evaluation.expand_counts(evaluation.PAPER_COUNTS)
-    theirs = evaluation.per_class(truth, said, ("HP", "SSA")).to_dict("index")
+    truth, predicted = evaluation.expand_counts(evaluation.PAPER_COUNTS)
+    theirs = evaluation.per_class(truth, predicted, ("HP", "SSA")).to_dict("index")
     paper, probe = result["classifiers"]["paper"]["test"], result["probes"]
     epochs, n = list(probe["paper"]["probe_auc"]), np.sum(paper["confusion"])
     few = {arm: p["few_labels"] for arm, p in probe.items()}
@@ -211,28 +211,34 @@ def tables(result: dict) -> str:
         ("network", *parts): [
             [
                 NAMES[arm],
-                told(s["test"]["accuracy"]),
-                *(told(s["fresh"][m]) for m in ("accuracy", "auc")),
+                as_text(s["test"]["accuracy"]),
+                *(as_text(s["fresh"][m]) for m in ("accuracy", "auc")),
             ]
             for arm, s in arms
         ],
         ("AUC on new slides, paired difference", "value"): [
-            [name.replace(" - ", " minus "), told(v)] for name, v in result["differences"].items()
+            [name.replace(" - ", " minus "), as_text(v)]
+            for name, v in result["differences"].items()
         ],
         ("frozen probe, AUC after epochs", *epochs): [
-            [f"{arm} recipe", *(told(p["probe_auc"][e]) for e in epochs)]
+            [f"{arm} recipe", *(as_text(p["probe_auc"][e]) for e in epochs)]
             for arm, p in probe.items()
         ],
         ("share of the labels", *(f"{arm}, frozen" for arm in probe), "random, frozen"): [
             [
                 f"{float(share):.0%}",
-                *(told(few[arm][share]["frozen pre-trained"]) for arm in few),
-                told(few["paper"][share]["frozen random"]),
+                *(as_text(few[arm][share]["frozen pre-trained"]) for arm in few),
+                as_text(few["paper"][share]["frozen random"]),
             ]
             for share in few["paper"]
         ],
         ("Grad-CAM of", "grid", "score", *(k.replace("_", " ") for k in KINDS)): [
-            [NAMES[arm], f"{s['grid']} × {s['grid']}", name, *(told(s[name][k], 2) for k in KINDS)]
+            [
+                NAMES[arm],
+                f"{s['grid']} × {s['grid']}",
+                name,
+                *(as_text(s[name][k], 2) for k in KINDS),
+            ]
             for arm, s in maps
             for name in ("hit", "mass")
         ],
@@ -275,14 +281,14 @@ def draw_confusion(result: dict) -> plt.Figure:
 
 def draw_explanations(kept: dict, fresh: Tiles) -> plt.Figure:
     """Draw the paper's Figure 5: for SSA tiles of new slides, the raw cells and the boxes."""
-    said, rng = kept["p_fresh"].argmax(axis=1), np.random.default_rng(0)
-    found = [np.flatnonzero((fresh.labels == 1) & (said == s)) for s in (1, 0)]
-    index = np.concatenate([rng.permutation(one)[:2] for one in found])
+    predicted, rng = kept["p_fresh"].argmax(axis=1), np.random.default_rng(0)
+    by_prediction = [np.flatnonzero((fresh.labels == 1) & (predicted == s)) for s in (1, 0)]
+    index = np.concatenate([rng.permutation(one)[:2] for one in by_prediction])
     layer = sorted(name for name in kept if name.endswith("_fresh") and name[0] != "p")[-1]
     raw, size = torch.from_numpy(kept[layer][index].astype(np.float32)), fresh.images.shape[-1]
     cells, smooth = (grad_cam.enlarge(raw, size, smooth=kind) for kind in (False, True))
     titles = [
-        (f"truth: SSA, p(SSA) = {kept['p_fresh'][k, 1]:.2f}", "right" if said[k] else "WRONG")
+        (f"truth: SSA, p(SSA) = {kept['p_fresh'][k, 1]:.2f}", "right" if predicted[k] else "WRONG")
         for k in index
     ]
     boxes = [grad_cam.boxes(one) for one in smooth]
@@ -295,8 +301,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=runs.ROOT / "runs" / "paper_scale")
     parser.add_argument("--scale", choices=SCALES, default="paper")
     parser.add_argument("--into", type=Path, default=runs.ROOT, help="the checkout to write into")
-    given = parser.parse_args()
-    scale, out, into, drawn = SCALES[given.scale], given.out, given.into, given.into / "figures"
+    options = parser.parse_args()
+    scale, out, into, drawn = (
+        SCALES[options.scale],
+        options.out,
+        options.into,
+        options.into / "figures",
+    )
     result = measure(out, material(scale), scale)
     runs.save_json(into / "studies" / "paper_scale.json", result)
     logs = pd.concat([pd.read_csv(f).assign(run=f.stem) for f in sorted(out.glob("*_*.csv"))])

@@ -35,12 +35,12 @@ def row(t: Trainer, question: str, fraction: float, encoder: str) -> dict:
     }
     y = answers[question].astype(int)
     serrated = np.isin(kind, [KINDS.index("HP"), KINDS.index("SSA")])
-    asked = serrated if question == "HP or SSA?" else np.ones(len(kind), bool)
-    train, val, test = (p[asked[p]] for p in (t.parts.train, t.parts.val, t.parts.test))
+    included = serrated if question == "HP or SSA?" else np.ones(len(kind), bool)
+    train, val, test = (p[included[p]] for p in (t.parts.train, t.parts.val, t.parts.test))
     train = train[labelled_subset(y[train], fraction, t.seed)]
-    known = features_of(t, encoder)
-    probe = linear_probe(known[train], y[train], known[val], y[val])
-    return {"labels": len(train)} | scores(y[test], probe.predict_proba(known[test].numpy()))
+    features = features_of(t, encoder)
+    probe = linear_probe(features[train], y[train], features[val], y[val])
+    return {"labels": len(train)} | scores(y[test], probe.predict_proba(features[test].numpy()))
 
 
 STUDY = Study("questions", plan, row, all_classes=True, drawn_only=True)

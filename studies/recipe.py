@@ -47,15 +47,15 @@ def row(t: Trainer, factor: str, value: float | str) -> dict:
     elif factor != "none":
         r = replace(r, **{factor: value})
     encoder = t.pretrained(r, index)
-    known, asked = t.features(encoder, train), t.features(encoder, val)
+    features, val_features = t.features(encoder, train), t.features(encoder, val)
     groups = None if t.tiles.groups is None else t.tiles.groups[train]
-    found = {"knn": knn_accuracy(known, y, groups)}
+    result = {"knn": knn_accuracy(features, y, groups)}
     few = labelled_subset(y, 0.1, t.seed)
-    for name, given in (("auc", np.arange(len(y))), ("auc_of_a_tenth", few)):
+    for name, chosen in (("auc", np.arange(len(y))), ("auc_of_a_tenth", few)):
         # The strength is not chosen: validation, which would choose it, is what scores here.
-        probe = linear_probe(known[given], y[given], known[:0], y[:0])
-        found[name] = macro_auc(t.labels(val), probe.predict_proba(asked.numpy()))
-    return found
+        probe = linear_probe(features[chosen], y[chosen], features[:0], y[:0])
+        result[name] = macro_auc(t.labels(val), probe.predict_proba(val_features.numpy()))
+    return result
 
 
 STUDY = Study("recipe", plan, row, all_classes=True)

@@ -53,9 +53,11 @@ def normalise_stain(images: np.ndarray, reference: np.ndarray, method: str) -> n
     for i, image in enumerate(images):
         stained = (image.max(axis=0) < 205).mean()  # optical density above 0.15 in every channel
         if stained > 0.01 and image.std(axis=(1, 2)).min() > 0:  # else there is none to estimate
-            found = normalizer.normalize(image.transpose(1, 2, 0))
-            found = found[0] if method == "Macenko" else found  # it gives the stains apart, too
-            done[i] = np.clip(found, 0, 255).astype(np.uint8).transpose(2, 0, 1)
+            normalised = normalizer.normalize(image.transpose(1, 2, 0))
+            normalised = (
+                normalised[0] if method == "Macenko" else normalised
+            )  # it gives the stains apart, too
+            done[i] = np.clip(normalised, 0, 255).astype(np.uint8).transpose(2, 0, 1)
     return done
 
 

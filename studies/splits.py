@@ -26,10 +26,10 @@ def row(t: Trainer, scheme: str, split: int) -> dict:
         raise RunError(f"splits: {t.tiles.name} does not say which tiles share a slide")
     tiles = replace(t.tiles, partition=None)
     parts = divide(tiles, WAYS[scheme], test=0.1, validation=0.1, seed=split)
-    known, train, val = features_of(t, "pre-trained"), parts.train, parts.val
-    probe = linear_probe(known[train], t.labels(train), known[val], t.labels(val))
-    found = probe.predict_proba(known[parts.test].numpy())
-    return {"tested": len(parts.test)} | scores(t.labels(parts.test), found)
+    features, train, val = features_of(t, "pre-trained"), parts.train, parts.val
+    probe = linear_probe(features[train], t.labels(train), features[val], t.labels(val))
+    probabilities = probe.predict_proba(features[parts.test].numpy())
+    return {"tested": len(parts.test)} | scores(t.labels(parts.test), probabilities)
 
 
 STUDY = Study("splits", plan, row)

@@ -19,7 +19,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the command line; `do` is the module of `crc_helpers.course` and its function."""
     parser = argparse.ArgumentParser(prog="crc-course", description=__doc__)
     parser.add_argument("--version", action="version", version=__version__)
-    commands = parser.add_subparsers(required=True, metavar="run | pretrain | data | doctor")
+    commands = parser.add_subparsers(required=True, metavar="run | pretrain | data | app | doctor")
 
     lessons = argparse.ArgumentParser(add_help=False)
     add = lessons.add_argument
@@ -55,6 +55,12 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--strength", type=float, metavar="-1..1", help="... how closely (0.9)")
     add("--scanner", metavar="NAME", help="synthetic: one site only, 'Scanner A'")
     sub.set_defaults(do="check:data")
+
+    sub = commands.add_parser("app", help="the reading room alone, in a browser")
+    sub.add_argument("--weights", metavar="FILE", help="a classifier (the shipped one)")
+    sub.add_argument("--out", default="runs/reading", metavar="DIR", help="for the answers")
+    sub.add_argument("--port", type=int, default=8866)
+    sub.set_defaults(do="app:app")
 
     sub = commands.add_parser("doctor", help="check this machine and installation")
     sub.set_defaults(do="doctor:doctor")

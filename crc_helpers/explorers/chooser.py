@@ -56,13 +56,13 @@ class TileChooser:
 
     def offer(self) -> bool:
         """Offer the tiles that pass the filter and choose the first; True if they have changed."""
-        kind, found = self.filter.value, self.filtered()
-        if not len(found):
+        kind, passing = self.filter.value, self.filtered()
+        if not len(passing):
             self.filter.value = "all"  # which fills the list
             raise ValueError(f"no tile here is {kind!r}: all are offered")
-        if list(found) == list(self.offered):
+        if list(passing) == list(self.offered):
             return False
-        self.offered = found
+        self.offered = passing
         self.fill(own_first=self.tile.value == OWN)
         return True
 

@@ -75,10 +75,10 @@ def colours_of(tiles: Tiles, kind: str) -> tuple[np.ndarray, list[str]]:
         return tiles.votes, [str(v) for v in np.unique(tiles.votes)]
     values = {"class": tiles.labels, "slide": tiles.groups}.get(kind)
     values = tiles.metadata[kind].to_numpy() if values is None else values
-    known, codes = np.unique(values, return_inverse=True)
+    distinct, codes = np.unique(values, return_inverse=True)
     if kind == "class":
-        return codes, ["no label" if k < 0 else tiles.class_names[k] for k in known]
-    return codes, [str(k) for k in known] if len(known) <= 8 else []
+        return codes, ["no label" if k < 0 else tiles.class_names[k] for k in distinct]
+    return codes, [str(k) for k in distinct] if len(distinct) <= 8 else []
 
 
 class EmbeddingExplorer(Explorer):
@@ -92,9 +92,13 @@ class EmbeddingExplorer(Explorer):
         self, tiles: Tiles, features: dict[str, np.ndarray], maps: dict[str, np.ndarray]
     ) -> None:
         self.tiles, self.features, self.maps = tiles, features, maps
-        known = {"class": True, "slide": tiles.groups is not None, "votes": tiles.votes is not None}
-        kinds = [kind for kind, there in known.items() if there]
-        kinds += [] if tiles.metadata is None else [c for c in tiles.metadata if c not in known]
+        available = {
+            "class": True,
+            "slide": tiles.groups is not None,
+            "votes": tiles.votes is not None,
+        }
+        kinds = [kind for kind, there in available.items() if there]
+        kinds += [] if tiles.metadata is None else [c for c in tiles.metadata if c not in available]
         self.encoder = choice("encoder", list(maps), list(maps)[-1])
         self.kind = choice("colour by", kinds)
         # Finer than other sliders, or tiles in a crowd could not be pointed at.

@@ -52,7 +52,14 @@ class GradCamExplorer(Explorer):
         self.heat, self.highest = lru_cache(4)(self._heat), lru_cache(self._highest)
         self._make_controls()
         super().__init__(
-            [self.chooser.tile, self.model, self.beside, *self.asked[1:], *self.look, *self.cover]
+            [
+                self.chooser.tile,
+                self.model,
+                self.beside,
+                *self.question_controls[1:],
+                *self.look,
+                *self.cover,
+            ]
         )
         self.controls[:1] = [self.chooser.filter, self.chooser.tile, self.chooser.upload]
         acts = {self.chooser.filter: self.chooser.offer, self.chooser.upload: self._take_upload}
@@ -66,10 +73,15 @@ class GradCamExplorer(Explorer):
         self.target = choice("class explained", {name: c for c, name in enumerate(names)}, 1)
         self.layer = layer_choice(first, self.size)
         self.method = choice("method", list(CAMS))
-        self.asked = self.model, self.target, self.layer, self.method  # in the order of Question
+        self.question_controls = (
+            self.model,
+            self.target,
+            self.layer,
+            self.method,
+        )  # in the order of Question
         others = [
             (f"{control.description}: {label}", (field, value))
-            for field, control in zip(Question._fields, self.asked, strict=True)
+            for field, control in zip(Question._fields, self.question_controls, strict=True)
             for label, value in control.options
         ]
         self.beside = choice("compare with", [("nothing", ()), *others])
@@ -117,9 +129,9 @@ class GradCamExplorer(Explorer):
 
     def questions(self) -> list[Question]:
         """What is answered in the picture: one question, or two that differ in one thing."""
-        asked = Question(*(control.value for control in self.asked))
+        question = Question(*(control.value for control in self.question_controls))
         other = dict([self.beside.value] if self.beside.value else [])
-        return [asked, asked._replace(**other)] if other else [asked]
+        return [question, question._replace(**other)] if other else [question]
 
     def answer(self, question: Question) -> Heat:
         """The map of the tile chosen, with the square of the sliders."""
@@ -133,9 +145,9 @@ class GradCamExplorer(Explorer):
         """
         if self.scale.value == "own maximum":
             return None
-        offered, asked = tuple(self.chooser.offered), self.questions()
-        shown = [float(self.answer(question).cells.max()) for question in asked]
-        return max(*shown, *(self.highest(question, offered) for question in asked))
+        offered, questions = tuple(self.chooser.offered), self.questions()
+        shown = [float(self.answer(question).cells.max()) for question in questions]
+        return max(*shown, *(self.highest(question, offered) for question in questions))
 
     def pages(self) -> Iterable[Figure]:
         """Draw the explanation, and the one it is compared with below."""

@@ -114,8 +114,8 @@ def explanation_figure(
     show_tile(left, heat.image, title, mask)
     top = look.top or float(heat.smooth.max())
     overlay(middle, heat.image, shown, top, evidence(heat, name, look.top), mask, look.opacity)
-    found = boxes(heat.smooth, look.threshold)
-    show_tile(right, heat.image, probabilities(heat, class_names), mask, boxes=found)
+    hot_boxes = boxes(heat.smooth, look.threshold)
+    show_tile(right, heat.image, probabilities(heat, class_names), mask, boxes=hot_boxes)
     notes = f"{heat.source}, boxes above {look.threshold:.0%} of the maximum"
     if heat.change is not None:
         notes += f" · the square moves p({name}) by {heat.change:+.2f}"

@@ -21,8 +21,8 @@ def live_figure(
     layer: str | None = None,
 ) -> Figure:
     """Draw a tile of these parameters, and what a network makes of it; HP is class 0, SSA 1."""
-    drawing, found = draw(parameters, seed), distortion(parameters)
-    title = f"by the rule: {CLASS_NAMES[diagnose([found])]}\n(distortion {found:.2f})"
+    drawing, worst = draw(parameters, seed), distortion(parameters)
+    title = f"by the rule: {CLASS_NAMES[diagnose([worst])]}\n(distortion {worst:.2f})"
     heat = explain(model, drawing.image, size, target, layer)
     return explanation_figure(heat, CLASS_NAMES, title, drawing.diagnostic, "diagnostic region")
 

@@ -77,17 +77,19 @@ def scores(counts: np.ndarray, names: Sequence[str], prevalence: float) -> Rows:
     return [*rows, (there, *elsewhere)]
 
 
-def cell_figure(tiles: Tiles, score: np.ndarray, threshold: float, truth: int, said: int) -> Figure:
+def cell_figure(
+    tiles: Tiles, score: np.ndarray, threshold: float, truth: int, called: int
+) -> Figure:
     """Draw the surest six tiles of a cell of the confusion matrix; arguments as above."""
-    found = np.flatnonzero((tiles.labels == truth) & ((score >= threshold) == bool(said)))
-    surest = found[np.argsort(score[found] * (1 - 2 * said))[:6]]
+    inside = np.flatnonzero((tiles.labels == truth) & ((score >= threshold) == bool(called)))
+    surest = inside[np.argsort(score[inside] * (1 - 2 * called))[:6]]
     figure, axes = fixed_axes(1.75, [(0.004 + k / 6, 0.04, 0.158, 0.722) for k in range(6)])
     for ax in axes:
         ax.set_axis_off()
     for ax, i in zip(axes, surest, strict=False):
         show_tile(ax, tiles.images[i], f"p({tiles.class_names[1]}) = {score[i]:.2f}")
-    names = [drawable(tiles.class_names[k]) for k in (truth, said)]
-    figure.suptitle("{} called {}: {} tiles".format(*names, len(found)), fontsize=11, y=0.99)
+    names = [drawable(tiles.class_names[k]) for k in (truth, called)]
+    figure.suptitle("{} called {}: {} tiles".format(*names, len(inside)), fontsize=11, y=0.99)
     return figure
 
 

@@ -104,10 +104,10 @@ def choose_classes(classes: Sequence[Any] | str, names: tuple[str, ...]) -> tupl
     if isinstance(classes, str):
         classes = names if classes == "all" else [classes]
     by_name = {plain(name): name for name in names}
-    asked = [plain(str(name)) for name in classes]
-    if unknown := [name for name in asked if name not in by_name]:
+    wanted = [plain(str(name)) for name in classes]
+    if unknown := [name for name in wanted if name not in by_name]:
         raise DataError(f"class {unknown[0]!r}: unknown, expected some of {', '.join(names)}")
-    return tuple(by_name[name] for name in asked)
+    return tuple(by_name[name] for name in wanted)
 
 
 def plain(name: str) -> str:

@@ -169,9 +169,9 @@ def make_cohort(
     drawn = as_parameters(columns)
     place = np.array([names.index(name) if name in names else -1 for name in KINDS])
     true_label = place[[KINDS.index(kind_of(p)) for p in drawn]]
-    found = np.array([distortion(p) for p in drawn])
+    worst = np.array([distortion(p) for p in drawn])
     in_question = np.isin(kind, SERRATED)
-    votes = np.where(in_question, reader_votes(found, column_stream(seed, "votes")), -1)
+    votes = np.where(in_question, reader_votes(worst, column_stream(seed, "votes")), -1)
     label = np.where(in_question, place[SERRATED[0]] + (votes >= 4), true_label)
     if shortcut:
         ssa = label == place[SERRATED[1]] if shortcut == "ink" else polyp
