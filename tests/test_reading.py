@@ -2,16 +2,19 @@
 
 from dataclasses import replace
 
+import nbformat
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from torch import nn
 
+from crc_helpers.course.cli import main
 from crc_helpers.data import load_tiles
 from crc_helpers.evaluation import wilson_interval
 from crc_helpers.explorers import Reading, ReadingRoom, reading_table
 from crc_helpers.explorers import reading as module
+from crc_helpers.runs import ROOT
 
 
 @pytest.fixture(scope="module")
@@ -103,3 +106,29 @@ def test_readings_of_other_tiles_are_refused(room, tiles):
     others = replace(tiles, ids=np.array([f"other {i}" for i in range(12)]))
     with pytest.raises(ValueError, match=r"reading.csv holds readings of other tiles \(.*another"):
         Reading(others, np.arange(4), room.reading.file)
+
+
+@pytest.mark.slow
+def test_the_app_serves_a_room_that_works_to_this_machine_only(tmp_path, monkeypatch):
+    served = []
+
+    def launch(argv):
+        served.append((argv, nbformat.read(argv[0], as_version=4)))
+
+    monkeypatch.setattr("voila.app.Voila.launch_instance", launch)
+    assert main(["app", "--out", str(tmp_path)]) == 0
+    ((argv, notebook),) = served
+    assert "--Voila.ip=127.0.0.1" in argv
+    names = {}
+    for cell in notebook.cells:
+        exec(cell.source, names)
+    room = names["room"]
+    room.vote("HP")
+    room.vote("unsure")
+    assert len(pd.read_csv(tmp_path / "reading.csv")) == 1
+
+
+def test_the_app_names_weights_that_it_cannot_use(tmp_path, capsys):
+    for weights in (tmp_path / "missing.safetensors", ROOT / "weights" / "encoder.safetensors"):
+        assert main(["app", "--weights", str(weights), "--out", str(tmp_path)]) == 2
+        assert str(weights) in capsys.readouterr().err
