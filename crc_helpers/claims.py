@@ -33,16 +33,6 @@ from crc_helpers.sources.drawn import make_cohort
 STUDIES = ROOT / "studies"  # where the tables lie
 FIRST_SEED = 200  # of the cohorts: none that the course was developed on
 RETESTED = 0.54  # of EBHI-Seg, a quarter of all tiles by whole cases: 287 tested, 534 not
-LONGER = 8  # times the recipe's epochs of pre-training, or steps with labels
-FRACTIONS = (0.01, 0.05, 0.10, 0.25, 0.50, 1.0)
-LABEL_ARMS = (
-    *("pre-trained, fine-tuned", "from scratch", "frozen probe", "random encoder, probe"),
-    *("pre-trained longer, fine-tuned", "pre-trained longer, frozen probe"),
-)
-CONFIRMED = (
-    *("from scratch", "random encoder, probe", "pre-trained, frozen probe"),
-    *("pre-trained, fine-tuned", "pre-trained, probe first", "the paper's recipe, fine-tuned"),
-)
 FEW_ARMS = {  # arms of the study `effects` with few labels, and their names in metrics.json
     "frozen, pre-trained": "frozen_pretrained",
     "frozen, random": "frozen_random",
@@ -225,7 +215,7 @@ class Recipe:
     n_tiles: int = 1000  # drawn tissue only
     size: int = 64  # side of a view, pixels
     backbone: str = "resnet8"
-    pretrain_epochs: int = 10
+    pretrain_epochs: int = 80
     pretrain_batch: int = 64
     pretrain_lr: float = 1e-3
     optimizer: str = "adamw-one-cycle"  # of pre-training

@@ -33,6 +33,9 @@ from crc_helpers.sources.base import DataError
 from crc_helpers.sources.store import content_hash
 from crc_helpers.tissue.parameters import KINDS
 
+LONGER = 8  # times as many epochs
+FRESH = 500  # first seed of drawn cohorts on which nothing was chosen
+BRIEF = Recipe(pretrain_epochs=10)  # of the studies that ask what a few epochs teach
 Objective = Callable[[nn.Sequential, float, np.ndarray], nn.Module]  # of model, temperature, labels
 
 
@@ -71,7 +74,7 @@ class Trainer(Experiment):
 
     def longer(self) -> Encoder:
         """Return the encoder after LONGER times as many epochs of pre-training."""
-        epochs = claims.LONGER * self.recipe.pretrain_epochs
+        epochs = LONGER * self.recipe.pretrain_epochs
         return self.pretrained(replace(self.recipe, pretrain_epochs=epochs))
 
     def features(self, encoder: nn.Module, index: np.ndarray) -> Tensor:

@@ -1,7 +1,7 @@
 """One encoder, trained without labels, and several questions to it: which does it answer?"""
 
 import numpy as np
-from common import Study, Trainer, features_of, main, rows_of
+from common import BRIEF, Study, Trainer, features_of, main, rows_of
 
 from crc_helpers.claims import FIRST_SEED, labelled_subset, scores
 from crc_helpers.fine_tuning import linear_probe
@@ -43,7 +43,7 @@ def row(t: Trainer, question: str, fraction: float, encoder: str) -> dict:
     return {"labels": len(train)} | scores(y[test], probe.predict_proba(features[test].numpy()))
 
 
-STUDY = Study("questions", plan, row, all_classes=True, drawn_only=True)
+STUDY = Study("questions", plan, row, BRIEF, all_classes=True, drawn_only=True)
 
 if __name__ == "__main__":
     raise SystemExit(main(STUDY))

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import numpy as np
-from common import Study, Trainer, main
+from common import BRIEF, Study, Trainer, main
 
 from crc_helpers.claims import labelled_subset
 from crc_helpers.data import balance
@@ -58,7 +58,7 @@ def row(t: Trainer, factor: str, value: float | str) -> dict:
     return result
 
 
-STUDY = Study("recipe", plan, row, all_classes=True)
+STUDY = Study("recipe", plan, row, BRIEF, all_classes=True)
 
 if __name__ == "__main__":
     raise SystemExit(main(STUDY))
