@@ -11,7 +11,6 @@ from torchvision.ops import Conv2dNormActivation
 
 from crc_helpers.claims import Answer
 from crc_helpers.evaluation import colour_baseline, colour_statistics
-from crc_helpers.models import Encoder, published_on_disk
 
 BASELINES = (
     "majority",  # says the common class
@@ -21,7 +20,6 @@ BASELINES = (
     "plain CNN",  # after Yildirim et al. 2022
     "ResNet-18",  # after Wei et al. 2020
     "Inception-ResNet-v2",  # after Gupta et al. 2021
-    "ResNet-18, ImageNet",  # weights from natural images, where they are on disk
     "ensemble of three",  # after Dif et al. 2020
     "pre-trained, probe",
     "pre-trained, fine-tuned",  # the paper's method
@@ -32,8 +30,7 @@ BASELINES = (
 
 def plan(seeds: int) -> list[dict]:
     """Plan all rivals; the largest, twenty times as slow as the others, three times at most."""
-    absent = set() if published_on_disk("resnet18") else {"ResNet-18, ImageNet"}
-    rows = rows_of(seeds, arm=[arm for arm in BASELINES if arm not in absent])
+    rows = rows_of(seeds, arm=BASELINES)
     return [row for row in rows if row["arm"] != "Inception-ResNet-v2" or row["seed"] < 3]
 
 
@@ -89,7 +86,6 @@ def fit(t: Trainer, arm: str, labelled: np.ndarray | None = None) -> Answer:
         "from scratch": t.random_encoder,
         "plain CNN": partial(t.random_encoder, plain_cnn),
         "ResNet-18": partial(t.random_encoder, "resnet18"),
-        "ResNet-18, ImageNet": partial(Encoder, "resnet18", "imagenet"),
         "pre-trained": t.pretrained,
         "pre-trained longer": t.longer,
     }[arm.removesuffix(", probe").removesuffix(", fine-tuned")]

@@ -46,8 +46,6 @@ LEVIT = r"levit_128s cannot take images of 100 pixels: change BACKBONE, or IMAGE
         (lambda: Encoder("levit_128s")(torch.rand(2, 3, 100, 100)), LEVIT),
         (lambda: build_backbone("resnet19000"), "resnet19000"),
         (lambda: build_backbone("vit_relpos_small_patch16_224"), "_224' has options of its own"),
-        (lambda: build_backbone("resnet8", weights="imagenet"), "resnet8 has no published weights"),
-        (lambda: build_backbone("resnet8_fine", weights="imagenet"), "resnet8_fine has no publ"),
         (lambda: Encoder("resnet8").stage("layer9"), r"layer9.*layer1.*layer3"),
         (lambda: ProjectionHead(32, kind="conv"), r"'conv'.*linear.*mlp"),
         (lambda: synchronise_statistics(Encoder("resnet8"), torch.device("cpu")), "need GPUs"),

@@ -101,9 +101,8 @@ def test_what_a_script_cannot_do_it_says_in_a_sentence(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("file", sorted(claims.STUDIES.glob("*.csv")), ids=lambda f: f.stem)
-def test_a_table_that_is_committed_has_every_row_of_its_plan_once(file, monkeypatch):
+def test_a_table_that_is_committed_has_every_row_of_its_plan_once(file):
     """What a lesson draws is all that was planned: no arm has lost a seed on the way."""
-    monkeypatch.setattr(STUDIES["baselines"], "published_on_disk", lambda _: False)
     name, _, data_name = file.stem.rpartition("_")
     plan = STUDIES[name].STUDY.plan
     rows = claims.read_study(name, data_name)
@@ -389,7 +388,6 @@ def asked(watched, monkeypatch):
         monkeypatch.setattr(common.Trainer, method.__name__, method)
     probe_first = lambda encoder, probe: f"probe on {encoder}"  # noqa: E731
     monkeypatch.setattr(STUDIES["confirmation"], "probe_classifier", probe_first)
-    monkeypatch.setattr(STUDIES["baselines"], "Encoder", lambda *given: " ".join(given))
     return t, notes
 
 
@@ -402,7 +400,6 @@ BEGINS = {
     "from scratch, longer": SCRATCH.replace("30", "240"),
     "plain CNN": SCRATCH.replace("usual", "plain_cnn"),
     "ResNet-18": SCRATCH.replace("usual", "resnet18"),
-    "ResNet-18, ImageNet": SCRATCH.replace("random usual", "resnet18 imagenet"),
     "Inception-ResNet-v2": SCRATCH.replace("usual", "inception_resnet_v2"),
     "random encoder, probe": "probe: random usual",
     **dict.fromkeys(("frozen probe", "pre-trained, probe", "pre-trained, frozen probe"), PROBED),
