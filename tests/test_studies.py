@@ -20,6 +20,7 @@ from crc_helpers.evaluation import macro_auc
 from crc_helpers.runs import RunError
 from crc_helpers.tissue.parameters import KINDS
 
+PARTS = ("train", "val", "test")
 SMALL = claims.Recipe(96, 32, pretrain_epochs=1, pretrain_batch=16, steps=4, batch=8, rates=(1e-3,))
 
 
@@ -338,6 +339,66 @@ def test_the_recipe_never_meets_the_test_part_and_takes_as_many_steps(monkeypatc
     assert more * len(balanced) == pytest.approx(100 * len(train), rel=0.02)
     assert fewer * len(too) == pytest.approx(100 * len(train), rel=0.02)
     assert watched.embedded == train | val
+
+
+IMAGENET = STUDIES["imagenet"]
+
+
+@pytest.mark.parametrize("task", ["six classes", "two of four"])
+def test_a_probe_learns_and_is_scored_within_its_task_and_its_cells_say_whose_tiles(
+    monkeypatch, task
+):
+    t, probed = Watched(monkeypatch, KINDS).t, []
+    monkeypatch.setitem(IMAGENET.TASKS, "two of four", KINDS[2:])
+    number = torch.arange(len(t.tiles))[:, None]
+    monkeypatch.setattr(IMAGENET, "features", lambda *_: number)
+    kinds = range(2, 4) if task == "two of four" else range(4)
+    wrong = t.parts.test[::3]
+
+    class Probe:
+        def __init__(self, *given):
+            probed.append([np.ravel(part) for part in given])
+
+        def predict_proba(self, index):
+            said = t.labels(index.ravel()) - kinds[0]
+            return np.eye(len(kinds))[(said + np.isin(index.ravel(), wrong)) % len(kinds)]
+
+    monkeypatch.setattr(IMAGENET, "linear_probe", Probe)
+    row = IMAGENET.row(t, task, "own", 0.25)
+    asked = {n: getattr(t.parts, n)[np.isin(t.labels(getattr(t.parts, n)), kinds)] for n in PARTS}
+    for train, y, val, y_val in probed:
+        assert set(train) < set(asked["train"]) and set(val) == set(asked["val"])
+        assert (y == t.labels(train) - kinds[0]).all() and len(y_val) == len(val)
+    assert len({str(given[0]) for given in probed}) == row["draws"] == IMAGENET.DRAWS[0.25]
+    case = np.unique(t.tiles.groups, return_inverse=True)[1]
+    expected = pd.DataFrame({"case": case[asked["test"]], "y": t.labels(asked["test"]) - kinds[0]})
+    expected["right"] = 3 * ~np.isin(asked["test"], wrong)
+    expected = expected.groupby(["case", "y"])["right"].agg(["size", "sum"]).reset_index()
+    assert json.loads(row["cells"]) == expected.to_numpy().tolist()
+
+
+def test_own_pre_training_and_imagenet_begin_with_the_network_of_their_name(asked, monkeypatch):
+    t, notes = asked
+    monkeypatch.setattr(IMAGENET, "Encoder", lambda name, published: f"{name}, {published}")
+    monkeypatch.setattr(IMAGENET, "probe_classifier", lambda encoder, _: f"probe on {encoder}")
+    begun = lambda _, r=SMALL: f"{r.backbone}, {r.pretrain_epochs} epochs"  # noqa: E731
+    monkeypatch.setattr(common.Trainer, "pretrained", begun)
+    embedded = lambda t, encoder, _: f"{t.recipe.size} px: {encoder}"  # noqa: E731
+    monkeypatch.setattr(common.Trainer, "features", embedded)
+    assert [IMAGENET.features.__wrapped__(t, arm) for arm in IMAGENET.FROZEN] == [
+        "32 px: resnet8, 1 epochs",
+        "32 px: imagenet, True",
+        "224 px: imagenet, True",
+        "32 px: random usual",
+        "32 px: imagenet, 5 epochs",
+    ]
+    monkeypatch.setattr(common.Trainer, "fit_probe", lambda *_: None)
+    for arm in IMAGENET.TRAINED:
+        IMAGENET.trained(t, arm, t.parts.train)
+    assert notes == [
+        "trained 120 steps: random usual, salt 0",
+        "trained 30 steps: probe on imagenet, True, salt 0",
+    ]
 
 
 @pytest.mark.parametrize("trained_on", STUDIES["site"].WAYS)
