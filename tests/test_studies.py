@@ -364,7 +364,7 @@ def test_a_probe_learns_and_is_scored_within_its_task_and_its_cells_say_whose_ti
             return np.eye(len(kinds))[(said + np.isin(index.ravel(), wrong)) % len(kinds)]
 
     monkeypatch.setattr(IMAGENET, "linear_probe", Probe)
-    row = IMAGENET.row(t, task, "own", 0.25)
+    row = IMAGENET.row(t, "own", task, 0.25)
     asked = {n: getattr(t.parts, n)[np.isin(t.labels(getattr(t.parts, n)), kinds)] for n in PARTS}
     for train, y, val, y_val in probed:
         assert set(train) < set(asked["train"]) and set(val) == set(asked["val"])
