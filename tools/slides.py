@@ -1,8 +1,8 @@
 """Make a deck of slides for each lesson from `docs/teaching/slides/NN.md`.
 
 Run as `python tools/slides.py`. It writes `build/slides/NN.html`, which needs no network: arrow
-keys turn the pages, and the browser prints them. `---` begins a slide. A picture is named by the
-id of the lesson's cell that shows it, `![](01-047)`; `![](03-007.2)` is the second of a cell.
+keys turn the pages, and the browser prints them. `---` begins a slide. `[picture 01-047]` is the
+picture of the lesson's cell with this id, `[picture 03-007.2]` its second.
 """
 
 import base64
@@ -20,7 +20,7 @@ from crc_helpers.runs import ROOT
 
 SOURCES, DECKS = ROOT / "docs" / "teaching" / "slides", ROOT / "build" / "slides"
 PAGE = string.Template(Path(__file__).with_suffix(".html").read_text(encoding="utf-8"))
-PICTURE = re.compile(r"!\[([^\]]*)\]\(([^)]+)\)\n*")
+PICTURE = re.compile(r"(?:\[picture (\S+)\]|!\[([^\]]+)\]\((\S+\.svg)\))\n*")
 TALL, WIDE = 0.62, 0.5  # height over width: a picture beside its text, pictures below each other
 
 
@@ -50,12 +50,12 @@ def slide(source: str, number: int, known: dict[str, str]) -> str:
     """One slide as HTML: its title, its pictures, its text."""
     title, _, rest = source.strip().partition("\n")
     tags = []
-    for words, name in PICTURE.findall(rest):
-        if name.endswith(".svg"):
-            text = base64.b64encode((SOURCES / name).read_bytes()).decode()
-            tags.append(image("image/svg+xml", text, words))
-        else:
+    for name, words, diagram in PICTURE.findall(rest):
+        if name:
             tags.append(known[name])
+        else:
+            text = base64.b64encode((SOURCES / diagram).read_bytes()).decode()
+            tags.append(image("image/svg+xml", text, words))
     markdown = mistune.create_markdown(escape=False, plugins=["table"])
     shapes = [float(re.search(r'data-shape="([^"]+)"', tag).group(1)) for tag in tags]
     stacked = "stacked" if len(tags) > 1 and max(shapes) < WIDE else ""
