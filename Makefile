@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/installed
 SPREAD := --numprocesses logical --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help course lab test test-fast test-all films lint bench notebooks clean
+.PHONY: help course lab test test-fast test-all films slides lint bench notebooks clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -39,6 +39,9 @@ test-all: $(INSTALLED)  ## run every test, also the nightly ones, and fuzz for l
 
 films: $(INSTALLED)  ## film two explorers for the README; needs Chromium
 	$(BIN)/python tools/film.py
+
+slides: $(INSTALLED)  ## make a deck of slides for each lesson in build/slides
+	$(BIN)/python tools/slides.py
 
 lint: $(INSTALLED)  ## check style
 	$(BIN)/ruff check .
