@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/installed
 SPREAD := --numprocesses logical --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help course lab test test-fast test-all films slides lint bench notebooks clean
+.PHONY: help course lab test test-fast test-all films slides exercises lint bench notebooks clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -54,6 +54,9 @@ bench: $(INSTALLED)  ## measure speed against peers; writes benchmarks/SPEED.md 
 notebooks: $(INSTALLED)  ## refresh the committed outputs, figures and weights (class preset)
 	$(BIN)/crc-course run --preset class --out runs/published
 	$(BIN)/python tools/publish.py --out runs/published
+
+exercises: $(INSTALLED)  ## write the students' exercises and the solutions from exercises/source
+	$(BIN)/python tools/exercises.py
 
 clean:  ## remove the environment and all runs
 	rm -rf $(VENV) runs
