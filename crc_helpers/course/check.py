@@ -24,8 +24,10 @@ NEAR_LIMIT = 20_000  # tiles compared each with each; a few seconds
 
 def data(arguments: argparse.Namespace) -> int:
     """Check a data set, or prepare one."""
-    names = ("n", "seed", "shortcut", "strength", "scanner")
+    names = ("n", "seed", "shortcut", "strength", "scanner", "mpp")
     options = {k: v for k in names if (v := getattr(arguments, k)) is not None}
+    if arguments.name == "slide":
+        return _draw_slides(arguments, options)
     if options and arguments.name != "synthetic":
         raise UsageError(f"--{next(iter(options))}: for synthetic tiles only")
     size = {k: options.pop(k) for k in ("n", "seed") if k in options}
@@ -38,6 +40,16 @@ def data(arguments: argparse.Namespace) -> int:
     sheet = Path(arguments.out or f"{arguments.name}_contact_sheet.png")
     tiles = load_tiles(arguments.name, arguments.data_root, confounders=confounders, **size)
     print("\n".join(map(printable, check(tiles, sheet))))
+    return 0
+
+
+def _draw_slides(arguments: argparse.Namespace, options: dict) -> int:
+    from crc_helpers.course.slide import prepare_slides  # OpenSlide, which nothing else needs
+
+    wrong = options.keys() - {"n", "seed", "mpp"}
+    if wrong or arguments.action != "prepare":
+        raise UsageError("data slide: expected prepare, with --out, --n, --seed and --mpp only")
+    print(f"slides are ready in {prepare_slides(arguments.out, **options)}")
     return 0
 
 

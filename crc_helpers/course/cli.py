@@ -19,7 +19,9 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the command line; `do` is the module of `crc_helpers.course` and its function."""
     parser = argparse.ArgumentParser(prog="crc-course", description=__doc__)
     parser.add_argument("--version", action="version", version=__version__)
-    commands = parser.add_subparsers(required=True, metavar="run | pretrain | data | app | doctor")
+    commands = parser.add_subparsers(
+        required=True, metavar="run | pretrain | slide | data | app | doctor"
+    )
 
     lessons = argparse.ArgumentParser(add_help=False)
     add = lessons.add_argument
@@ -43,14 +45,25 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     sub.add_argument("--num-nodes", type=int, default=nodes, metavar="M", help="how many machines")
     sub.set_defaults(do="devices:pretrain_on_devices")
 
+    sub = commands.add_parser("slide", help="predict a whole slide: tiles, map and score")
+    add = sub.add_argument
+    add("file", help="what OpenSlide reads: .svs, .ndpi, .mrxs, tiled .tiff ...")
+    add("--weights", metavar="FILE", help="a classifier of lesson 04 (the one shipped)")
+    add("--out", metavar="DIR", help="(runs/slide_NAME)")
+    add("--mpp", type=float, metavar="MICRONS", help="a pixel, where the slide does not say it")
+    add("--field", type=float, metavar="MICRONS", help="of a training tile, if weights don't say")
+    sub.set_defaults(do="slide:slide")
+
     sub = commands.add_parser("data", help="look at a data set, or fetch and unpack it")
     add = sub.add_argument
     add("action", choices=("check", "prepare"))
-    add("name", choices=DATA)
+    add("name", choices=(*DATA, "slide"))
     add("--data-root", metavar="DIR")
     add("--out", metavar="DIR", help="where to put the data, or the contact sheet")
-    add("--n", type=int, help="synthetic: how many tiles (prepare: 3,152; check: 2,000)")
-    add("--seed", type=int, help="synthetic: which ones (0)")
+    tiles = "synthetic: how many tiles (prepare: 3,152; check: 2,000)"
+    add("--n", type=int, help=f"{tiles}; slide: how many slides (20)")
+    add("--seed", type=int, help="synthetic, slide: which ones (0)")
+    add("--mpp", type=float, metavar="MICRONS", help="slide: microns a pixel (1)")
     add("--shortcut", choices=("ink", "stain"), help="synthetic: a mark that goes with the label")
     add("--strength", type=float, metavar="-1..1", help="... how closely (0.9)")
     add("--scanner", metavar="NAME", help="synthetic: one site only, 'Scanner A'")
