@@ -4,6 +4,7 @@ OUT    ?= runs/latest
 VENV   := .venv
 BIN    := $(VENV)/bin
 INSTALLED := $(VENV)/installed
+UV     := $(BIN)/uv pip install --python $(BIN)/python --constraints $(VENV)/constraints.txt --editable
 SPREAD := --numprocesses logical --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
@@ -12,11 +13,20 @@ SPREAD := --numprocesses logical --maxprocesses 4 --dist loadgroup --no-loadscop
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-$(INSTALLED): pyproject.toml
+# What learners need, in the versions of uv.lock; without a GPU, CPU wheels from PyTorch's own index.
+$(INSTALLED): pyproject.toml uv.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable '.[test]'
+	$(BIN)/python -m pip install uv
+	@$(BIN)/uv export --quiet --frozen --all-extras --no-hashes --no-emit-project --output-file $(VENV)/constraints.txt
+	$(UV) . --torch-backend=auto || { \
+	  echo "PyTorch's index did not answer: torch comes from PyPI, which on Linux means CUDA and 3 GB."; \
+	  $(UV) .; }
+	@touch $@
+
+# What one of the extras of pyproject.toml adds: .venv/installed-test, .venv/installed-docs
+$(INSTALLED)-%: $(INSTALLED)
+	$(UV) '.[$*]'
 	@touch $@
 
 course: $(INSTALLED)  ## run all lessons on the embedded tissue (class preset) into runs/latest
@@ -28,26 +38,26 @@ lab: export MALLOC_MMAP_THRESHOLD_ = 1073741824
 lab: $(INSTALLED)  ## open the lessons in JupyterLab
 	$(BIN)/jupyter lab --notebook-dir=. --ServerApp.tornado_settings='{"websocket_max_message_size": 104857600}'
 
-test: $(INSTALLED)  ## run the tests that every change must pass
+test: $(INSTALLED)-test  ## run the tests that every change must pass
 	$(BIN)/python -m pytest $(SPREAD)
 
-test-fast: $(INSTALLED)  ## run the tests that need no training and no notebook
+test-fast: $(INSTALLED)-test  ## run the tests that need no training and no notebook
 	$(BIN)/python -m pytest -m 'not slow and not nightly' $(SPREAD)
 
-test-all: $(INSTALLED)  ## run every test, also the nightly ones, and fuzz for longer
+test-all: $(INSTALLED)-test  ## run every test, also the nightly ones, and fuzz for longer
 	CRC_FULL=1 $(BIN)/python -m pytest -m '' $(SPREAD)
 
-films: $(INSTALLED)  ## film two explorers for the README; needs Chromium
+films: $(INSTALLED)-test  ## film two explorers for the README; needs Chromium
 	$(BIN)/python tools/film.py
 
 slides: $(INSTALLED)  ## make a deck of slides for each lesson in build/slides
 	$(BIN)/python tools/slides.py
 
-lint: $(INSTALLED)  ## check style
+lint: $(INSTALLED)-test  ## check style
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check crc_helpers studies tools tests benchmarks
 
-bench: $(INSTALLED)  ## measure speed against peers; writes benchmarks/SPEED.md (twenty minutes, 20 GB of disk)
+bench: $(INSTALLED)-test  ## measure speed against peers; writes benchmarks/SPEED.md (twenty minutes, 20 GB of disk)
 	for name in views_speed grad_cam_speed pretraining_speed many_tiles explorers_speed; do \
 	  $(BIN)/python benchmarks/$$name.py || exit; done
 
