@@ -224,6 +224,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=runs.ROOT / "runs" / "paper_scale")
     parser.add_argument("--scale", choices=SCALES, default="paper")
     given = parser.parse_args()
+    given.out = given.out.expanduser()
     given.out.mkdir(parents=True, exist_ok=True)
     material(SCALES[given.scale])  # drawn before the clock runs
     start = time.perf_counter()
