@@ -208,6 +208,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=runs.ROOT / "runs" / "gpu_speed")
     parser.add_argument("--tiny", action="store_true", help="prove that it runs; measures nothing")
     given = parser.parse_args()
+    given.out = given.out.expanduser()
     given.out.mkdir(parents=True, exist_ok=True)
     name, size, batch, tune = ("resnet18", 64, 8, 4) if given.tiny else ("resnet50", 224, 128, 64)
     tiles, scaled = (120, (16,)) if given.tiny else (3152, (256, 512, 1024))

@@ -18,7 +18,7 @@ from crc_helpers.runs import (
     save_table,
     start_file,
 )
-from crc_helpers.sources.base import METADATA, About, DataError, and_more, choose_classes
+from crc_helpers.sources.base import METADATA, About, DataError, and_more, choose_classes, plain
 from crc_helpers.sources.drawn import NO_CONFOUNDERS, Confounders, draw_tiles
 from crc_helpers.sources.files import SOURCES, decode_source
 from crc_helpers.sources.store import HASHES, TileStore
@@ -119,7 +119,7 @@ def _open(
     metadata = table[[c for c in METADATA if c in table]].copy()
     if METADATA[1] in metadata:  # an empty size is not known
         metadata[METADATA[1]] = pd.to_numeric(metadata[METADATA[1]], errors="coerce")
-    columns = {c: table[c].to_numpy().astype(str) for c in ("group", "partition") if c in table}
+    columns = {c: table[c].map(plain).to_numpy(str) for c in ("group", "partition") if c in table}
     return Tiles(
         images=images,
         labels=labels.fillna(-1).to_numpy(np.int64),

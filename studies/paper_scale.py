@@ -224,6 +224,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=runs.ROOT / "runs" / "paper_scale")
     parser.add_argument("--scale", choices=SCALES, default="paper")
     options = parser.parse_args()
+    options.out = options.out.expanduser()
     options.out.mkdir(parents=True, exist_ok=True)
     material(SCALES[options.scale])  # drawn before the clock runs
     start = time.perf_counter()

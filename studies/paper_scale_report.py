@@ -302,12 +302,8 @@ def main() -> None:
     parser.add_argument("--scale", choices=SCALES, default="paper")
     parser.add_argument("--into", type=Path, default=runs.ROOT, help="the checkout to write into")
     options = parser.parse_args()
-    scale, out, into, drawn = (
-        SCALES[options.scale],
-        options.out,
-        options.into,
-        options.into / "figures",
-    )
+    scale, out, into = SCALES[options.scale], options.out.expanduser(), options.into.expanduser()
+    drawn = into / "figures"
     result = measure(out, material(scale), scale)
     runs.save_json(into / "studies" / "paper_scale.json", result)
     logs = pd.concat([pd.read_csv(f).assign(run=f.stem) for f in sorted(out.glob("*_*.csv"))])

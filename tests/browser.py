@@ -142,13 +142,19 @@ def stop_kernels(address: str) -> None:
         ask(address, f"kernels/{kernel['id']}", "DELETE")
 
 
+def connect(kernel: str) -> BlockingKernelClient:
+    """A client of a kernel, once that answers."""
+    client = BlockingKernelClient(connection_file=find_connection_file(kernel))
+    client.load_connection_file()
+    client.start_channels()
+    client.kernel_info(reply=True, timeout=90)
+    return client
+
+
 def evaluate(address: str, expression: str) -> object:
     """What an expression is in the one kernel that runs; anything that can be pickled."""
     (kernel,) = ask(address, "kernels").json()
-    client = BlockingKernelClient(connection_file=find_connection_file(kernel["id"]))
-    client.load_connection_file()
-    client.start_channels()
-    said = []
+    client, said = connect(kernel["id"]), []
     reply = client.execute_interactive(
         "import base64, gc, pickle\n"
         f"print(base64.b64encode(pickle.dumps({expression})).decode())",
@@ -170,12 +176,10 @@ def open_notebook(page, address: str, name: str) -> None:
 
     Its kernel is started first: what JupyterLab is told while it starts one, is sometimes dropped.
     """
-    ask(address, "sessions", "POST", path=name, name=name, type="notebook",
-        kernel={"name": "python3"})  # fmt: skip
-    for _ in range(300):
-        if all(kernel["execution_state"] == "idle" for kernel in ask(address, "kernels").json()):
-            break
-        time.sleep(0.2)
+    kernel = {"name": "python3"}
+    session = ask(address, "sessions", "POST", path=name, name=name, type="notebook", kernel=kernel)
+    # The server calls a kernel "starting" until somebody asks it something.
+    connect(session.json()["kernel"]["id"]).stop_channels()
     page.goto(f"{address}/lab/workspaces/w{name[:2]}/tree/{name}?token={TOKEN}")
     page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=90_000)
     idle = '.jp-NotebookPanel .jp-Notebook-ExecutionIndicator[data-status="idle"]'

@@ -1,6 +1,8 @@
 """What several test files share: an engine, and tiles small enough to train on."""
 
 import os
+import shutil
+import subprocess
 import sys
 
 # One thread each, for the kernels and programs that tests start too: on networks this small several
@@ -13,7 +15,6 @@ import torch
 from lightning.fabric import Fabric
 
 from crc_helpers import runs
-from crc_helpers.course.cli import main
 
 # Scripts, to be imported by tests; after all else, for one may be called as a module of Python is.
 sys.path += [str(runs.ROOT / folder) for folder in ("studies", "tools")]
@@ -56,9 +57,38 @@ def coloured_tiles():
     return (colours + rng.integers(-20, 21, (16, 3, 24, 24))).astype(np.uint8)
 
 
+# Refuses every connection but to this machine, and writes down who asked for one.
+OFFLINE = """
+import sys
+HERE = ("127.0.0.1", "::1", "localhost", "", None, "0.0.0.0")
+def refuse(event, given):
+    if event in ("socket.connect", "socket.sendto", "socket.getaddrinfo", "socket.gethostbyname"):
+        address = given[1] if event in ("socket.connect", "socket.sendto") else given
+        if isinstance(address, tuple) and address[0] not in HERE:
+            with open({asked!r}, "a") as asked:
+                asked.write(f"{event} {address}\\n")
+            raise OSError("there is no network here")
+sys.addaudithook(refuse)
+"""
+
+
 @pytest.fixture(scope="session")
 def ci_run(tmp_path_factory):
-    """The folder of one run of all lessons by papermill, with the ci preset."""
-    out = tmp_path_factory.mktemp("runs") / "ci"
-    assert main(["run", "--preset", "ci", "--out", str(out)]) == 0
-    return out
+    """The folder of one run of all lessons by papermill, with the ci preset.
+
+    In a checkout with a space, an umlaut and a quote in its path, from another working directory,
+    with no home, no cache folder named, and no network.
+    """
+    base = tmp_path_factory.mktemp("runs")
+    checkout, elsewhere = base / "späte Kopie 'n'", base / "elsewhere"
+    elsewhere.mkdir()
+    for name in ("crc_helpers", "figures", "notebooks", "presets", "studies", "weights"):
+        leave = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(runs.ROOT / name, checkout / name, ignore=leave)
+    (base / "sitecustomize.py").write_text(OFFLINE.replace("{asked!r}", repr(str(base / "asked"))))
+    environment = {k: v for k, v in os.environ.items() if k not in ("HOME", "CRC_HELPERS_CACHE")}
+    environment["PYTHONPATH"] = os.pathsep.join([str(base), str(checkout)])
+    command = [sys.executable, "-m", "crc_helpers", "run", "--preset", "ci", "--out", base / "ci"]
+    done = subprocess.run(command, cwd=elsewhere, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return base / "ci"

@@ -108,15 +108,6 @@ def test_a_warp_is_torchvisions(change, theirs, where):
     close(ours[..., where], theirs[..., where], atol=1e-4, rtol=0)
 
 
-def test_a_crop_on_whole_pixels_is_a_slice_and_a_quarter_turn_mixes_none():
-    noise = torch.rand(2, 3, 64, 64, generator=generator())  # where mixing would show most
-    # Columns 8 to 40 and rows 16 to 48 of 64, in half-sides from the centre.
-    matrix = make_warp(width=0.5, height=0.5, centre_x=(24 - 32) / 32, centre_y=0)
-    close(warp(noise, matrix, 32), noise[..., 16:48, 8:40])
-    ours = warp(noise, make_warp(angle=math.pi / 2), 64)
-    close(ours, torch.rot90(noise, 1, (2, 3)), atol=2e-5, rtol=0)
-
-
 def test_the_composed_warp_takes_a_point_through_every_step():
     values = torch.rand(10, 20, generator=generator(), dtype=torch.float64) - 0.5
     p = dict(zip(GEOMETRY, values, strict=True))

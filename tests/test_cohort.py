@@ -13,6 +13,8 @@ from crc_helpers import data
 from crc_helpers.course import benchmark
 from crc_helpers.course.benchmark import write_benchmark
 from crc_helpers.runs import RunError
+from crc_helpers.sources.base import METADATA
+from crc_helpers.sources.mhist import MHIST_COLUMNS
 from crc_helpers.tissue import parameters as tissue_parameters
 from crc_helpers.tissue import write
 from crc_helpers.tissue.cohort import RIGHT, TILES_PER_SLIDE, Cohort, make_cohort
@@ -47,25 +49,6 @@ def test_a_longer_cohort_begins_with_the_shorter(kinds, cohort, four):
     for name in COLUMNS:
         np.testing.assert_array_equal(getattr(short, name), getattr(cohort, name)[:37])
     pd.testing.assert_frame_equal(short.table, cohort.table[:37])
-
-
-@pytest.mark.parametrize(
-    "arguments", [{"n": 0}, {"shortcut": "glue"}, {"strength": 1.5}, {"scanner": "Scanner D"}]
-)
-def test_impossible_cohorts_are_refused(arguments):
-    with pytest.raises(ValueError, match=str(next(iter(arguments.values())))):
-        make_cohort(**({"n": 10, "seed": 1} | arguments))
-
-
-@pytest.mark.parametrize("kinds", [("HP", "SSA"), ["SSA", "HP"], ("SSA",)])
-def test_two_kinds_are_what_is_drawn_unless_others_are_asked_for(kinds, cohort):
-    named = make_cohort(6000, seed=0, kinds=kinds)
-    assert named.class_names == cohort.class_names == ("HP", "SSA")
-    assert named.parameters == cohort.parameters and named.names == cohort.names
-    for name in COLUMNS:
-        np.testing.assert_array_equal(getattr(named, name), getattr(cohort, name))
-    pd.testing.assert_frame_equal(named.annotations(), cohort.annotations())
-    assert all(p.dysplasia == 0 for p in cohort.parameters)
 
 
 def test_serrated_polyps_are_the_same_whatever_else_is_drawn(cohort, four):
@@ -201,16 +184,7 @@ def test_one_loader_reads_what_was_drawn_and_mhist(written, tmp_path):
 
 def test_the_layout_is_mhist_s_and_more(written):
     table = pd.read_csv(written / "annotations.csv")
-    assert list(table) == [
-        "Image Name",
-        "Majority Vote Label",
-        "Number of Annotators who Selected SSA (Out of 7)",
-        "Partition",
-        "Slide",
-        "Scanner",
-        "Polyp Size (mm)",
-        "Colon Site",
-    ]
+    assert list(table) == [*MHIST_COLUMNS.values(), "Slide", *METADATA]
     assert len(list((written / "images").iterdir())) == 20
     for mask in write.MASKS:
         for name in table["Image Name"]:

@@ -329,6 +329,21 @@ def test_a_lesson_is_skipped_while_it_and_all_before_it_stand_as_they_would_be(
     assert metrics["value"] == 1 and metrics["preset"] == "ci" and len(metrics["seconds"]) == 4
 
 
+def test_failing_lesson_stops_the_run_with_its_cell_and_message(tmp_path, capsys, monkeypatch):
+    lesson, out = tmp_path / "01_bad.ipynb", tmp_path / "out"
+    kernel = {"kernelspec": {"name": "python3", "language": "python", "display_name": "3"}}
+    cells = [new.new_code_cell("raise ValueError('side\\x1bways')")]
+    nbformat.write(new.new_notebook(cells=cells, metadata=kernel), lesson)
+    out.mkdir()
+    assert course_run._execute(lesson, out, {}, {}) == 1
+    assert "01_bad failed in cell" in (said := last_line_of(capsys)) and "side\\x1bways" in said
+    assert [path.name for path in out.iterdir()] == ["01_bad.failed.ipynb"]
+    monkeypatch.setattr(course_run, "_execute", lambda file, *_: ran.append(file.name[:2]) or 1)
+    ran = []
+    assert main(["run", "--preset", "ci", "--out", str(out), "--lessons", "01-02"]) == 1
+    assert ran == ["01"]
+
+
 def test_a_lesson_before_those_asked_for_must_have_the_same_parameters(tmp_path, executed, capsys):
     command = ["run", "--preset", "ci", "--out", str(tmp_path), "--lessons"]
     assert main([*command, "02-03"]) == 0

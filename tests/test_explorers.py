@@ -37,10 +37,8 @@ from crc_helpers.explorers import (
     cell_figure,
     embedding_figure,
     explain,
-    explanation_figure,
     temperature_figure,
     threshold_figure,
-    tissue_figure,
 )
 from crc_helpers.explorers import base as base_explorer
 from crc_helpers.explorers import grad_cam as cam_explorer
@@ -53,7 +51,6 @@ from crc_helpers.fine_tuning import predict
 from crc_helpers.grad_cam import grad_cam
 from crc_helpers.models import Classifier, Encoder
 from crc_helpers.pretraining import nearest, nt_xent
-from crc_helpers.tissue.parameters import TissueParameters
 
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 
@@ -74,11 +71,6 @@ def explorer(parts):
     torch.manual_seed(1)
     other = Classifier(Encoder("resnet8"), 2).eval()
     return GradCamExplorer({"trained": parts[0], "random": other}, parts[1], np.arange(3), size=64)
-
-
-def test_what_cannot_be_drawn_even_once_raises(parts):
-    with pytest.raises(IndexError):
-        GradCamExplorer({"trained": parts[0]}, parts[1], np.array([3]), size=64)
 
 
 def test_the_answer_is_that_of_the_controls(explorer, parts, monkeypatch):
@@ -173,15 +165,6 @@ def test_every_method_draws_its_own_map(parts, method):
     np.testing.assert_allclose(found, expected[0], atol=1e-6)
 
 
-@pytest.mark.parametrize(("value", "words"), [(0, "0 everywhere"), (np.nan, "NaN or infinity")])
-def test_a_map_without_heat_says_which_kind(parts, value, words):
-    heat = explain(parts[0], parts[1].images[0], 64, 1)
-    heat = replace(heat, cells=0 * heat.cells + value, smooth=0 * heat.smooth + value)
-    figure = explanation_figure(heat, ("HP", "SSA"), mask=parts[1].masks[0])
-    assert words in figure.axes[1].get_title()
-    base_explorer.as_png([figure])
-
-
 def test_painting_over_stays_inside_and_keeps_the_original():
     image = np.random.default_rng(0).integers(0, 255, (3, 50, 50), np.uint8)
     kept = image.copy()
@@ -253,15 +236,6 @@ def test_nothing_of_an_upload_is_written_to_disk(explorer, tmp_path):
     (tmp_path / "seen").write_text("that the watch is awake")
     assert opened
     watching = False
-
-
-def test_the_tissue_figure_says_what_the_rule_says():
-    for severity, label in ((0.3, "HP"), (0.9, "SSA")):
-        figure = tissue_figure(TissueParameters(severity=severity), 3)
-        assert figure._supxlabel.get_text().startswith(f"by the rule: {label} ")
-        votes = [bar.get_height() for bar in figure.axes[2].patches]
-        assert sum(votes) == pytest.approx(1) and (sum(votes[4:]) > 0.5) == (severity > 0.5)
-        plt.close(figure)
 
 
 def test_an_error_becomes_a_sentence_and_the_picture_stays(monkeypatch):

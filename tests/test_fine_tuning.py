@@ -87,10 +87,12 @@ def scripted(monkeypatch):
 # --- The chosen epoch ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("best", [0, 1, 3])
-def test_the_weights_left_are_those_of_the_lowest_validation_loss(tiles, fabric, scripted, best):
-    losses = [0.9, 0.8, 0.7, 0.6]
-    losses[best] = 0.1
+@pytest.mark.parametrize(
+    ("losses", "best"), [([5, 6, 7, 8], 0), ([8, 5, 5, 7], 1), ([8, 7, 6, 5], 3)]
+)
+def test_the_weights_left_are_those_of_the_first_lowest_validation_loss(
+    tiles, fabric, scripted, losses, best
+):
     epochs = scripted(*losses)
     classifier, log = train(tiles, fabric)
     assert [equal(weights(classifier), e) for e in epochs] == [i == best for i in range(4)]
@@ -103,12 +105,6 @@ def test_the_chosen_row_is_the_classifier_that_is_left(tiles, fabric):
     assert log["chosen"].sum() == 1 and chosen["val_loss"] == log["val_loss"].min()
     found = validate(classifier, tiles[0][16:], tiles[1][16:], 16, fabric)
     assert found == {k: chosen[k] for k in ("val_loss", "val_balanced_accuracy")}
-
-
-def test_among_equal_losses_the_log_marks_the_weights_that_are_left(tiles, fabric, scripted):
-    epochs = scripted(0.9, 0.5, 0.5, 0.8)
-    classifier, log = train(tiles, fabric)
-    assert [equal(weights(classifier), e) for e in epochs] == list(log["chosen"])
 
 
 def test_without_a_validation_set_the_last_epoch_is_left(tiles, fabric, tmp_path):
@@ -131,12 +127,6 @@ def test_validation_is_cross_entropy_and_the_mean_recall(tiles, fabric):
 
 
 # --- Repeating and resuming ----------------------------------------------------------------------
-
-
-def test_the_same_seed_gives_the_same_classifier(tiles, fabric):
-    first = train(tiles, fabric, epochs=2)
-    torch.rand(7)  # what else draws random numbers must not matter
-    assert_same(first, train(tiles, fabric, epochs=2))
 
 
 @pytest.mark.parametrize("losses", [(0.1, 0.3, 0.2, 0.4), (0.4, 0.3, 0.2, 0.1)])
@@ -174,20 +164,9 @@ def test_other_settings_labels_or_starts_have_a_state_of_their_own(tiles, fabric
     assert len(list(tmp_path.glob("run_*.ckpt"))) == 4
 
 
-def test_the_log_and_its_file_have_a_row_an_epoch(tiles, fabric, tmp_path):
-    _, log = train(tiles, fabric, checkpoint=tmp_path / "run.ckpt", epochs=3)
-    assert list(log["epoch"]) == [1, 2, 3]
-    assert {"loss", "val_loss", "val_balanced_accuracy", "seconds", "chosen"} <= set(log)
-    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "run.csv"), log)
-
-
 def test_every_epoch_draws_views_of_its_own(tiles, fabric, monkeypatch):
     views = []
-
-    def recorded(*arguments):
-        views.append(one_view(*arguments))
-        return views[-1]
-
+    recorded = lambda *given: views.append(one_view(*given)) or views[-1]  # noqa: E731
     monkeypatch.setattr(fine_tuning, "one_view", recorded)
     train(tiles, fabric, epochs=2, batch=16)  # one batch an epoch, of the same tiles
     assert len(views) == 2 and not torch.equal(views[0], views[1])
@@ -235,20 +214,6 @@ def test_floats_in_place_of_bytes_are_refused(tiles, fabric):
         predict(make_classifier(), floats, 16, fabric)
 
 
-def test_predictions_do_not_depend_on_the_company(tiles, fabric):
-    classifier = make_classifier()
-    together = predict(classifier, tiles[0], 16, fabric)
-    alone = [predict(classifier, tiles[0][i : i + 1], 16, fabric) for i in range(3)]
-    np.testing.assert_allclose(together[:3], np.concatenate(alone), atol=1e-6)
-
-
-@pytest.mark.parametrize("training", [True, False])
-def test_predicting_leaves_the_mode_as_it_was(tiles, fabric, training):
-    classifier = make_classifier().train(training)
-    predict(classifier, tiles[0], 16, fabric)
-    assert all(module.training == training for module in classifier.modules())
-
-
 # --- The linear probe ----------------------------------------------------------------------------
 
 
@@ -276,14 +241,6 @@ def test_a_probe_has_the_strength_with_the_lowest_validation_loss(signal):
         losses[c] = log_loss(val_labels, regression.predict_proba(scaler.transform(val_features)))
     chosen = strength(linear_probe(features, labels, val_features, val_labels))
     assert chosen == min(losses, key=losses.get)
-
-
-def test_a_probe_trusts_noise_less_than_signal():
-    chosen = [
-        strength(linear_probe(*make_features(60, signal), *make_features(40, signal, seed=1)))
-        for signal in (0.0, 8.0)
-    ]
-    assert chosen == [STRENGTHS[0], STRENGTHS[-1]]
 
 
 def test_a_probe_without_a_validation_set_has_a_fixed_strength():

@@ -17,7 +17,6 @@ from crc_helpers import models
 from crc_helpers.augmentation import VIEWS
 from crc_helpers.grad_cam import grad_cam
 from crc_helpers.models import (
-    Classifier,
     Encoder,
     ProjectionHead,
     build_backbone,
@@ -87,10 +86,6 @@ def test_the_last_stage_of_a_small_network_has_few_cells_at_96_px(name, shape):
     assert shapes == [(1, *shape)] and encoder.dim == shape[0]
 
 
-def test_a_stage_is_found_by_its_path(encoder):
-    assert encoder.stage("layer2.0.conv1") is encoder.backbone.layer2[0].conv1
-
-
 @pytest.mark.parametrize(
     ("kind", "weights"), [("linear", 32 * 8 + 8), ("mlp", 32 * 32 + 32 + 32 * 8 + 8)]
 )
@@ -100,16 +95,6 @@ def test_the_papers_head_is_one_linear_layer_and_simclrs_bends(kind, weights):
     a, b = torch.randn(2, 64, 32, generator=torch.Generator().manual_seed(0))
     left, right = head(a + b) + head(torch.zeros_like(a)), head(a) + head(b)
     assert torch.allclose(left, right, atol=1e-5) == (kind == "linear")  # of affine maps alone
-
-
-def test_a_classifier_is_one_linear_layer_on_the_features(encoder):
-    classifier, images = Classifier(encoder, num_classes=3).eval(), torch.rand(2, 3, 32, 32)
-    with torch.no_grad():
-        expected = encoder(images) @ classifier.fc.weight.T + classifier.fc.bias
-        torch.testing.assert_close(classifier(images), expected)
-    model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
-    model[0].requires_grad_(False)
-    assert count_parameters(model) == 4 * 2 + 2  # frozen ones are not counted
 
 
 # --- Encoders that others have trained ------------------------------------------------------------

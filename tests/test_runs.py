@@ -152,16 +152,6 @@ def test_weights_of_others_load_whatever_metadata_they_carry(tmp_path):
         load_weights(path, nn.Linear(4, 2))
 
 
-def test_a_checkpoint_reads_back_under_its_mark_alone(tmp_path):
-    path, model = tmp_path / "run.ckpt", nn.Linear(3, 2)
-    assert Checkpoint(path, "a").load() is None
-    Checkpoint(path, "a").save(True, model=model, rows=[{"epoch": 1, "loss": 0.5}])
-    state = Checkpoint(path, "a").load()
-    assert set(state) == {"model", "rows"} and state["rows"] == [{"epoch": 1, "loss": 0.5}]
-    assert torch.equal(state["model"]["weight"], model.weight)
-    assert Checkpoint(path, "b").load() is None
-
-
 def test_a_checkpoint_is_written_now_and_then_and_at_the_end(tmp_path, monkeypatch):
     now, seen = [0.0], []
     monkeypatch.setattr(runs.time, "monotonic", lambda: now[0])
@@ -176,12 +166,6 @@ def test_a_checkpoint_is_written_now_and_then_and_at_the_end(tmp_path, monkeypat
 # --- Engine --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("fast", "precision"), [(True, "bf16-mixed"), (False, "32-true")])
-def test_the_engine_uses_bf16_where_it_is_fast(monkeypatch, fast, precision):
-    monkeypatch.setattr(runs, "has_fast_bf16", lambda: fast)
-    assert make_fabric(0).strategy.precision.precision == precision
-
-
 def test_one_device_is_made_without_asking_slurm(monkeypatch):
     """A notebook server that SLURM started with four tasks leaves these variables."""
     for name in ("JOB_ID", "PROCID", "LOCALID", "NODEID"):
@@ -189,8 +173,3 @@ def test_one_device_is_made_without_asking_slurm(monkeypatch):
     monkeypatch.setenv("SLURM_JOB_NAME", "hub")
     monkeypatch.setenv("SLURM_NTASKS", "4")
     assert make_fabric(0).world_size == 1
-
-
-def test_the_engine_seeds_what_draws_random_numbers():
-    first, second, other = (make_fabric(seed) and torch.rand(3).tolist() for seed in (1, 1, 2))
-    assert first == second != other

@@ -202,13 +202,6 @@ def test_every_kind_of_row_is_measured(own_cache, name, key, expected):
 EFFECTS = STUDIES["effects"]
 
 
-def test_the_effects_have_every_arm_on_every_cohort():
-    rows = pd.DataFrame(EFFECTS.plan(6))
-    for _, cohort in rows.groupby("seed"):
-        assert {*EFFECTS.CHEAP, *EFFECTS.TRAINED, *EFFECTS.MAPS} < set(cohort["arm"])
-    assert list(rows["seed"].unique()) == list(EFFECTS.SEEDS)
-
-
 @pytest.mark.slow
 def test_the_effects_of_a_tiny_recipe_are_finite(tmp_path, monkeypatch):
     monkeypatch.setenv("CRC_HELPERS_CACHE", str(tmp_path))

@@ -85,4 +85,4 @@ def save_notebook(path: Path, notebook: Any) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=publish.__doc__)
     parser.add_argument("--out", default="runs/published", help="the folder of the run")
-    publish(Path(parser.parse_args().out).resolve())
+    publish(Path(parser.parse_args().out).expanduser().resolve())

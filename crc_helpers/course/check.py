@@ -86,7 +86,7 @@ def check(tiles: Tiles, sheet: str | Path | None = None) -> list[str]:
         lines.append("partition: " + ", ".join(f"{k} {v:,}" for k, v in sorted(counts.items())))
     lines += _describe_duplicates(tiles)
     if sheet is not None:
-        with atomic_path(Path(sheet).absolute()) as temporary:
+        with atomic_path(Path(sheet).expanduser().absolute()) as temporary:
             _contact_sheet(tiles).save(temporary, "PNG")
         lines.append(f"contact sheet: {sheet}")
     return lines
