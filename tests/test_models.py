@@ -17,6 +17,7 @@ from crc_helpers import models
 from crc_helpers.augmentation import VIEWS
 from crc_helpers.grad_cam import grad_cam
 from crc_helpers.models import (
+    Classifier,
     Encoder,
     ProjectionHead,
     build_backbone,
