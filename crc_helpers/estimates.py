@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -41,6 +42,27 @@ def interval_panels(
     return figure
 
 
+def seed_panels(panels: dict[str, pd.DataFrame], marks: dict | None = None, width=3.6) -> Figure:
+    """Draw a dot for each seed and a bar at their mean, a panel for each score, on common rows.
+
+    panels: by title, a row of values for each name and a column for each seed, NaN where there is
+    none. marks: a panel's value and name of chance.
+    """
+    names = list(next(iter(panels.values())).index)
+    size = width * len(panels) + 1.9, 0.95 + 0.34 * len(names)
+    figure, axes = plt.subplots(1, len(panels), figsize=size, squeeze=False, sharey=True)
+    for ax, (title, table) in zip(axes[0], panels.items(), strict=True):
+        for y, (name, values) in enumerate(table.iterrows()):
+            colour, mean = style.named_colour(name) or style.VALUE, values.mean()
+            ax.plot(values, np.full(len(values), y), "o", color=colour, markersize=5, alpha=0.5)
+            ax.plot(mean, y, "|", color=colour, markersize=17, markeredgewidth=2.5)
+            place = {"xy": (1.01, y), "xycoords": ("axes fraction", "data"), "va": "center"}
+            ax.annotate(f"{mean:z.2f}", fontsize=10, color=colour, **place)
+        _landmark(ax, (marks or {}).get(title, (None, "")), names)
+        ax.set_title(style.drawable(title), fontsize=11)
+    return figure
+
+
 def draw_intervals(
     ax: Axes, rows: Rows, mark: tuple[float | None, str], numbers: str, controls: Names = ()
 ) -> None:
@@ -53,11 +75,16 @@ def draw_intervals(
         text = "none" if np.isnan(value) else numbers.format(value, low, high)
         place = {"xy": (1.01, y), "xycoords": ("axes fraction", "data"), "va": "center"}
         ax.annotate(text, fontsize=10, color=colour, **place)
+    _landmark(ax, mark, [row[0] for row in rows])
+
+
+def _landmark(ax: Axes, mark: tuple[float | None, str], names: Names) -> None:
+    """Draw a line at `mark`, a value and its name, and write the names of the rows."""
     if mark[0] is not None:
         ax.axvline(mark[0], **style.CHANCE)
-        ax.text(mark[0], len(rows) - 0.45, f" {mark[1]}", va="bottom", color="0.35", fontsize=9)
-    names = [style.drawable(row[0]) for row in rows]
-    ax.set(yticks=range(len(rows)), yticklabels=names, ylim=(len(rows) - 0.4, -0.6))
+        ax.text(mark[0], len(names) - 0.45, f" {mark[1]}", va="bottom", color="0.35", fontsize=9)
+    words = [style.drawable(name) for name in names]
+    ax.set(yticks=range(len(names)), yticklabels=words, ylim=(len(names) - 0.4, -0.6))
     ax.tick_params(labelsize=10)
     ax.grid(axis="x", color="0.9")
 

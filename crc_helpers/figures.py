@@ -22,7 +22,12 @@ from sklearn.decomposition import PCA
 from sklearn.preprocessing import StandardScaler
 
 from crc_helpers import style
-from crc_helpers.estimates import curve_panels, interval_panels, intervals  # noqa: F401
+from crc_helpers.estimates import (  # noqa: F401
+    curve_panels,
+    interval_panels,
+    intervals,
+    seed_panels,
+)
 from crc_helpers.runs import atomic_path
 from crc_helpers.style import (  # noqa: F401 (for lessons)
     ARMS,
