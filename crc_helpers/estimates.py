@@ -46,11 +46,13 @@ def seed_panels(panels: dict[str, pd.DataFrame], marks: dict | None = None, widt
     """Draw a dot for each seed and a bar at their mean, a panel for each score, on common rows.
 
     panels: by title, a row of values for each name and a column for each seed, NaN where there is
-    none. marks: a panel's value and name of chance.
+    none. marks: a panel's value and name of chance; panels that all have the same share their axis.
     """
-    names = list(next(iter(panels.values())).index)
+    names, marks = list(next(iter(panels.values())).index), marks or {}
+    same = len(marks) == len(panels) and len(set(marks.values())) == 1
     size = width * len(panels) + 1.9, 0.95 + 0.34 * len(names)
-    figure, axes = plt.subplots(1, len(panels), figsize=size, squeeze=False, sharey=True)
+    shared = {"sharex": same, "sharey": True}
+    figure, axes = plt.subplots(1, len(panels), figsize=size, squeeze=False, **shared)
     for ax, (title, table) in zip(axes[0], panels.items(), strict=True):
         for y, (name, values) in enumerate(table.iterrows()):
             colour, mean = style.named_colour(name) or style.VALUE, values.mean()
@@ -58,7 +60,7 @@ def seed_panels(panels: dict[str, pd.DataFrame], marks: dict | None = None, widt
             ax.plot(mean, y, "|", color=colour, markersize=17, markeredgewidth=2.5)
             place = {"xy": (1.01, y), "xycoords": ("axes fraction", "data"), "va": "center"}
             ax.annotate(f"{mean:z.2f}", fontsize=10, color=colour, **place)
-        _landmark(ax, (marks or {}).get(title, (None, "")), names)
+        _landmark(ax, marks.get(title, (None, "")), names)
         ax.set_title(style.drawable(title), fontsize=11)
     return figure
 
