@@ -8,7 +8,7 @@ UV     := $(BIN)/uv pip install --python $(BIN)/python --constraints $(VENV)/con
 SPREAD := --numprocesses logical --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help course lab test test-fast test-all films lint bench notebooks clean
+.PHONY: help course lab test test-fast test-all films lint bench notebooks site clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -19,7 +19,7 @@ $(INSTALLED): pyproject.toml uv.lock
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install uv
 	@$(BIN)/uv export --quiet --frozen --all-extras --no-hashes --no-emit-project --output-file $(VENV)/constraints.txt
-	$(UV) . --torch-backend=auto || { \
+	@$(UV) . --torch-backend=auto || { \
 	  echo "PyTorch's index did not answer: torch comes from PyPI, which on Linux means CUDA and 3 GB."; \
 	  $(UV) .; }
 	@touch $@
@@ -62,5 +62,9 @@ notebooks: $(INSTALLED)  ## refresh the committed outputs, figures and weights (
 	$(BIN)/crc-course run --preset class --out runs/published
 	$(BIN)/python tools/publish.py --out runs/published
 
-clean:  ## remove the environment and all runs
-	rm -rf $(VENV) runs
+site: $(INSTALLED)-docs  ## build the web site into build/site
+	$(BIN)/sphinx-build -W --keep-going -c docs -d build/doctrees . build/site
+	cp build/site/README.html build/site/index.html
+
+clean:  ## remove the environment, the site and all runs
+	rm -rf $(VENV) build runs
