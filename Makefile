@@ -8,7 +8,7 @@ UV     := $(BIN)/uv pip install --python $(BIN)/python --constraints $(VENV)/con
 SPREAD := --numprocesses logical --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help course lab test test-fast test-all films slides exercises lint bench notebooks clean
+.PHONY: help course lab test test-fast test-all films slides exercises site lint bench notebooks clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -19,7 +19,7 @@ $(INSTALLED): pyproject.toml uv.lock
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install uv
 	@$(BIN)/uv export --quiet --frozen --all-extras --no-hashes --no-emit-project --output-file $(VENV)/constraints.txt
-	$(UV) . --torch-backend=auto || { \
+	@$(UV) . --torch-backend=auto || { \
 	  echo "PyTorch's index did not answer: torch comes from PyPI, which on Linux means CUDA and 3 GB."; \
 	  $(UV) .; }
 	@touch $@
@@ -50,7 +50,7 @@ test-all: $(INSTALLED)-test  ## run every test, also the nightly ones, and fuzz 
 films: $(INSTALLED)-test  ## film two explorers for the README; needs Chromium
 	$(BIN)/python tools/film.py
 
-slides: $(INSTALLED)  ## make a deck of slides for each lesson in build/slides
+slides: $(INSTALLED)-test  ## make a deck of slides for each lesson in build/slides
 	$(BIN)/python tools/slides.py
 
 lint: $(INSTALLED)-test  ## check style
@@ -65,8 +65,12 @@ notebooks: $(INSTALLED)  ## refresh the committed outputs, figures and weights (
 	$(BIN)/crc-course run --preset class --out runs/published
 	$(BIN)/python tools/publish.py --out runs/published
 
-exercises: $(INSTALLED)  ## write the students' exercises and the solutions from exercises/source
+exercises: $(INSTALLED)-test  ## write the students' exercises and the solutions from exercises/source
 	$(BIN)/python tools/exercises.py
 
-clean:  ## remove the environment and all runs
-	rm -rf $(VENV) runs
+site: $(INSTALLED)-docs  ## build the web site into build/site
+	$(BIN)/sphinx-build -W --keep-going -c docs -d build/doctrees . build/site
+	cp build/site/README.html build/site/index.html
+
+clean:  ## remove the environment, the site and all runs
+	rm -rf $(VENV) build runs

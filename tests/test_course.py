@@ -113,6 +113,11 @@ def test_environment_names_the_packages_of_pyproject():
     assert there == wanted | {"python" + project["requires-python"]}
 
 
+def test_the_lock_names_no_index_but_pypi():
+    hosts = re.findall(r'"https?://([^/"]+)', (ROOT / "uv.lock").read_text(encoding="utf-8"))
+    assert set(hosts) == {"pypi.org", "files.pythonhosted.org"}
+
+
 # --- What goes wrong -----------------------------------------------------------------------------
 
 FULL = OSError(errno.ENOSPC, "No space left on device", "a\x1b.csv")
@@ -190,7 +195,10 @@ def test_pages_are_read_offline(tmp_path):
     """Widgets load their code from the net and are dead without a kernel."""
     view = {"application/vnd.jupyter.widget-view+json": {"model_id": "1"}, "text/plain": "Bar()"}
     outputs = [new.new_output("display_data", view), new.new_output("stream", text="0.91 ± 0.02")]
-    cells = [new.new_code_cell("show()", outputs=outputs), new.new_markdown_cell("$x^2$")]
+    outputs.append(new.new_output("display_data", {"image/png": "iVBORw0KGgo="}))
+    text = {"mystnb": {"image": {"alt": "Two <tiles>"}}}
+    cells = [new.new_code_cell("show()", outputs=outputs, metadata=text)]
+    cells.append(new.new_markdown_cell("$x^2$"))
     state = {"application/vnd.jupyter.widget-state+json": {"state": {}, "version_major": 2}}
     book = new.new_notebook(cells=cells, metadata={"widgets": state})
     nbformat.write(book, tmp_path / "a.ipynb")
@@ -199,6 +207,7 @@ def test_pages_are_read_offline(tmp_path):
     assert "widget-view" not in html and "widget-state" not in html and "Bar()" not in html
     remote = re.findall(r"""(?:src|href)=["'](https?://[^"']*)|import\(["'](https?:[^"']*)""", html)
     assert all("mathjax" in address.lower() for address, _ in remote) and len(remote) == 1
+    assert re.search('<img[^>]* alt="Two &lt;tiles&gt;"', html)
     assert 'src=""' not in html and "A run of its own" not in html
     assert nbformat.read(tmp_path / "a.ipynb", as_version=4).cells[0].outputs  # left as it was
 

@@ -89,6 +89,15 @@ def test_committed_outputs_are_complete_clean_and_small(file):
 
 
 @each_lesson
+def test_every_picture_has_an_alt_text(file):
+    """Also for tables of several pictures: one text a cell, in its metadata."""
+    for cell in code_cells(file):
+        kinds = {kind for output in cell.outputs for kind in output.get("data", {})}
+        text = cell.metadata.get("mystnb", {}).get("image", {}).get("alt")
+        assert text or not {"image/jpeg", "image/png"} & kinds, cell.id
+
+
+@each_lesson
 def test_every_explorer_has_a_still_picture_beside_it(file):
     code = code_cells(file)
     shown = [{kind for o in c.outputs for kind in o.get("data", {})} for c in code]

@@ -2,6 +2,7 @@
 
 import os
 import re
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ OWN_RUN = (
     "> **A run of its own**, with {}. The printed numbers and the figures are this run's. The text"
     " (*What to see*) describes the published run, whose numbers and figures differ."
 )
+PICTURES = {"image/png", "image/jpeg"}
+NO_TEXT = "No description has been provided for this image"  # nbconvert's own words
 
 
 def drop_widgets(notebook: Any) -> Any:
@@ -41,6 +44,14 @@ def page(notebook: Path, changed: dict[str, Any] | None = None) -> str:
     html, _ = exporter.from_notebook_node(
         content, {"metadata": {"name": notebook.stem, "path": str(notebook.parent)}}
     )
+    # This template of nbconvert says nothing about pictures; the lessons do.
+    texts = iter(
+        escape(cell.metadata.get("mystnb", {}).get("image", {}).get("alt", NO_TEXT))
+        for cell in content.cells
+        for output in cell.get("outputs", [])
+        if PICTURES & set(output.get("data", {}))
+    )
+    html = re.sub(f'alt="{NO_TEXT}"', lambda _: f'alt="{next(texts, NO_TEXT)}"', html)
     # The next lesson is a page beside this one; what lies beside the notebooks is in the checkout.
     html = re.sub(r'href="(\d\d_\w+)\.ipynb"', r'href="\1.html"', html)
     html = html.replace('href="../', f'href="{os.path.relpath(ROOT, notebook.parent)}/')
