@@ -206,7 +206,7 @@ def require_detail(scale: Scale, size: int) -> None:
 
 def classify(model: nn.Module, size: int, fabric: Fabric) -> Callable[[np.ndarray], np.ndarray]:
     """Return a function from tiles, uint8 (n, 3, H, W), to probabilities (n, C)."""
-    return lambda tiles: predict(model, tiles, size, fabric)
+    return partial(predict, model, size=size, fabric=fabric)
 
 
 # --- Map and score --------------------------------------------------------------------------------
@@ -222,6 +222,12 @@ def heat_map(cells: np.ndarray, p: np.ndarray, shape: tuple[int, int]) -> np.nda
         np.add.at(total, (cells[:, 0] + row, cells[:, 1] + column), p)
         np.add.at(count, (cells[:, 0] + row, cells[:, 1] + column), 1)
     return np.where(count > 0, total / np.maximum(count, 1), np.nan)
+
+
+def share_of(mask: np.ndarray, shape: tuple[int, int], side: float) -> np.ndarray:
+    """Return a mask's share of each cell of a map of this shape; side: mask pixels a cell."""
+    part = mask[: round(shape[0] * side), : round(shape[1] * side)].astype(np.float32)
+    return cv2.resize(part, shape[::-1], interpolation=cv2.INTER_AREA)
 
 
 def top_k(p: np.ndarray, k: int = 10) -> float:

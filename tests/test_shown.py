@@ -25,11 +25,10 @@ from crc_helpers import (
 )
 from crc_helpers.course.settings import lesson_files
 
-LESSONS = lesson_files()
-
 
 def code_cells(number: int):
-    book = nbformat.read(LESSONS[number - 1], as_version=4)
+    (lesson,) = lesson_files(str(number))
+    book = nbformat.read(lesson, as_version=4)
     return [cell for cell in book.cells if cell.cell_type == "code"]
 
 
