@@ -315,4 +315,222 @@ WRONG = {
             ),
         ),
     },
+    "03_contrastive_pretraining": {
+        "chance_loss": wrong(
+            "chance_loss(n)",
+            ("return math.log(2 * n)", "anchor itself"),
+            ("return math.log(n)", "candidates are views"),
+            ("return math.log(2 * n - 2)", "negatives only"),
+        ),
+        "nt_xent": wrong(
+            "nt_xent(z1, z2, temperature)",
+            (
+                """
+                z = F.normalize(torch.cat([z1, z2]), dim=1)
+                return F.cross_entropy(z @ z.T / temperature, torch.arange(len(z)).roll(len(z1)))
+                """,
+                "diagonal",
+            ),
+            (
+                """
+                a, b = F.normalize(z1, dim=1), F.normalize(z2, dim=1)
+                return F.cross_entropy(a @ b.T / temperature, torch.arange(len(a)))
+                """,
+                "second views only",
+            ),
+            (
+                """
+                z = F.normalize(torch.cat([z1, z2]), dim=1)
+                scores = (z @ z.T / temperature).fill_diagonal_(-torch.inf)
+                return F.cross_entropy(scores, torch.arange(len(z)).roll(1))
+                """,
+                "N rows below",
+            ),
+            (
+                """
+                z = torch.cat([z1, z2])
+                scores = (z @ z.T / temperature).fill_diagonal_(-torch.inf)
+                return F.cross_entropy(scores, torch.arange(len(z)).roll(len(z1)))
+                """,
+                "length one",
+            ),
+            (
+                """
+                z = F.normalize(torch.cat([z1, z2]), dim=1)
+                scores = (z @ z.T / temperature).fill_diagonal_(-torch.inf)
+                partner = torch.arange(len(z)).roll(len(z1))
+                return F.cross_entropy(scores[: len(z1)], partner[: len(z1)])
+                """,
+                "anchors too",
+            ),
+            (
+                """
+                z = F.normalize(torch.cat([z1, z2]), dim=1)
+                scores = torch.exp(z @ z.T / temperature).fill_diagonal_(0)
+                partner = torch.arange(len(z)).roll(len(z1))
+                chosen = scores[torch.arange(len(z)), partner]
+                return -torch.log(chosen / scores.sum(dim=1)).mean()
+                """,
+                "float32",
+            ),
+            (
+                """
+                z = F.normalize(torch.cat([z1, z2]), dim=1).detach()
+                scores = (z @ z.T / temperature).fill_diagonal_(-torch.inf)
+                return F.cross_entropy(scores, torch.arange(len(z)).roll(len(z1)))
+                """,
+                "no gradient",
+            ),
+        ),
+        "push_on_nearest": wrong(
+            "push_on_nearest(cosines, temperature)",
+            (
+                """
+                push = np.exp(cosines / temperature)
+                return push.min() / push.sum()
+                """,
+                "farthest",
+            ),
+            (
+                """
+                push = np.exp(cosines * temperature)
+                return push.max() / push.sum()
+                """,
+                "multiplied",
+            ),
+            (
+                """
+                push = np.exp(cosines)
+                return push.max() / push.sum()
+                """,
+                "no effect",
+            ),
+        ),
+        "training_step": wrong(
+            "training_step(network, optimizer, v1, v2, temperature)",
+            (
+                """
+                loss = nt_xent(*network(torch.cat([v1, v2])).chunk(2), temperature)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                return loss
+                """,
+                "loss.item()",
+            ),
+            (
+                """
+                loss = nt_xent(*network(torch.cat([v1, v2])).chunk(2), temperature)
+                optimizer.zero_grad()
+                optimizer.step()
+                loss.backward()
+                return loss.item()
+                """,
+                "comes before",
+            ),
+            (
+                """
+                loss = nt_xent(*network[0](torch.cat([v1, v2])).chunk(2), temperature)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                return loss.item()
+                """,
+                "head",
+            ),
+            (
+                """
+                loss = nt_xent(network(v1), network(v2), temperature)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                return loss.item()
+                """,
+                "two calls",
+            ),
+            (
+                """
+                loss = nt_xent(*network(torch.cat([v1, v2])).chunk(2), temperature)
+                loss.backward()
+                optimizer.step()
+                return loss.item()
+                """,
+                "adds",
+            ),
+        ),
+        "effective_rank": wrong(
+            "effective_rank(z)",
+            (
+                """
+                sigma = np.linalg.svd(z, compute_uv=False)
+                p = sigma[sigma > 0] / sigma.sum()
+                return np.exp(-(p * np.log(p)).sum())
+                """,
+                "not subtracted",
+            ),
+            (
+                """
+                sigma = np.linalg.svd(z - z.mean(axis=0), compute_uv=False) ** 2
+                p = sigma[sigma > 0] / sigma.sum()
+                return np.exp(-(p * np.log(p)).sum())
+                """,
+                "squared",
+            ),
+            (
+                """
+                sigma = np.linalg.svd(z - z.mean(axis=0), compute_uv=False)
+                p = sigma[sigma > 0] / sigma.sum()
+                return -(p * np.log(p)).sum()
+                """,
+                "exponential",
+            ),
+            (
+                """
+                sigma = np.linalg.svd(z - z.mean(axis=0), compute_uv=False)
+                p = sigma / sigma.sum()
+                with np.errstate(divide="ignore", invalid="ignore"):
+                    return np.exp(-(p * np.log(p)).sum())
+                """,
+                "NaN",
+            ),
+        ),
+        "vote": wrong(
+            "vote(features, labels, groups, k)",
+            (
+                """
+                unit = features / np.linalg.norm(features, axis=1, keepdims=True)
+                cosines = unit @ unit.T - 3 * np.eye(len(unit))
+                nearest = np.argsort(-cosines, axis=1)[:, :k]
+                return (labels[nearest].mean(axis=1) > 0.5).astype(int)
+                """,
+                "slide-mates have voted",
+            ),
+            (
+                """
+                unit = features / np.linalg.norm(features, axis=1, keepdims=True)
+                cosines = np.where(groups[:, None] == groups, np.inf, unit @ unit.T)
+                nearest = np.argsort(cosines, axis=1)[:, :k]
+                return (labels[nearest].mean(axis=1) > 0.5).astype(int)
+                """,
+                "farthest",
+            ),
+            (
+                """
+                products = np.where(groups[:, None] == groups, -np.inf, features @ features.T)
+                nearest = np.argsort(-products, axis=1)[:, :k]
+                return (labels[nearest].mean(axis=1) > 0.5).astype(int)
+                """,
+                "won the votes",
+            ),
+            (
+                """
+                distance = ((features[:, None] - features[None]) ** 2).sum(axis=2)
+                distance[groups[:, None] == groups] = np.inf
+                nearest = np.argsort(distance, axis=1)[:, :k]
+                return (labels[nearest].mean(axis=1) > 0.5).astype(int)
+                """,
+                "Euclidean",
+            ),
+        ),
+    },
 }
