@@ -73,6 +73,17 @@ def bomb(width, height):
     return b"\x89PNG\r\n\x1a\n" + b"".join(sealed)
 
 
+def camera_jpeg():
+    """A JPEG with a second picture behind it (MPO); Pillow 11.0 writes one that nobody can read."""
+    jpeg = image("JPEG")
+    first = len(jpeg) + 90  # bytes of the first picture with the segment that lists both
+    listed = struct.pack("<2sHIHHHI4s", b"II", 42, 8, 3, 0xB000, 7, 4, b"0100")
+    listed += struct.pack("<HHIIHHIII", 0xB001, 4, 1, 2, 0xB002, 7, 32, 50, 0)
+    listed += struct.pack("<8I", 0x30000, first, 0, 0, 0, len(jpeg), first - 10, 0)
+    segment = b"\xff\xe2" + struct.pack(">H4s", len(listed) + 6, b"MPF\0") + listed
+    return jpeg[:2] + segment + jpeg[2:] + jpeg
+
+
 WIDE = (PIXELS.astype(np.uint16) * 256).transpose(2, 0, 1)
 FLOATS = tiff(PIXELS.astype(np.float32), photometric="rgb")
 GREYS = tiff(PIXELS, photometric="minisblack", planarconfig="contig")
@@ -112,7 +123,7 @@ def test_bad_images(tmp_path, content, words):
 
 UNUSUAL = {
     "65,535 wide": image(picture=Image.new("L", (65535, 1))),
-    "two pictures (MPO)": image("MPO", NOISE, **PAGES),
+    "two pictures (MPO)": camera_jpeg(),
     "transparent palette": image("PNG", NOISE.quantize(4), transparency=0),
     "planar tiff": tiff(PIXELS.transpose(2, 0, 1), photometric="rgb", planarconfig="separate"),
 }
