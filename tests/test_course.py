@@ -369,6 +369,14 @@ def test_a_size_that_a_backbone_does_not_take_is_said_before_anything_trains(
     assert main([*command, "--set", "IMAGE_SIZE=224", "--lessons", "03"]) == 0
 
 
+def test_missing_weights_of_others_are_said_before_anything_trains_with_their_whole_path(
+    tmp_path, capsys, executed, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)  # lessons run in another folder
+    assert main(["run", "--out", "x", "--set", "BACKBONE=resnet18@w.pth"]) == 2 and not executed
+    assert f"resnet18 has no file '{tmp_path / 'w.pth'}' of weights" in last_line_of(capsys)
+
+
 def code_of(lesson):
     cells = nbformat.read(lesson_files(lesson)[0], as_version=4).cells
     return [cell.source for cell in cells if cell.cell_type == "code"]

@@ -97,6 +97,9 @@ def lesson_settings(arguments: argparse.Namespace, parameters: dict[Path, dict])
     if root := arguments.data_root or settings.get("DATA_ROOT"):
         # Lessons run in another folder.
         settings["DATA_ROOT"] = str(Path(str(root)).expanduser().resolve())
+    kind, at, file = str(settings.get("BACKBONE", "")).partition("@")
+    if at:
+        settings["BACKBONE"] = f"{kind}@{Path(file).expanduser().resolve()}"
     try:
         _require_trainable(settings, usual | settings)
     except ValueError as error:
