@@ -51,7 +51,7 @@ films: $(INSTALLED)-test  ## film two explorers for the README; needs Chromium
 	$(BIN)/python tools/film.py
 
 slides: $(INSTALLED)-test  ## make a deck of slides for each lesson in build/slides
-	$(BIN)/python tools/slides.py
+	$(BIN)/python tools/decks.py
 
 lint: $(INSTALLED)-test  ## check style
 	$(BIN)/ruff check .

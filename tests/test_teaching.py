@@ -5,7 +5,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
-import slides
+import decks
 
 from crc_helpers.course.settings import lesson_files
 from crc_helpers.runs import ROOT
@@ -86,9 +86,9 @@ def test_pages_are_short_and_their_links_lead_somewhere(page):
 
 @each_lesson
 def test_a_deck_holds_its_pictures_and_needs_no_network(file):
-    source = slides.SOURCES / f"{file.stem[:2]}.md"
-    named = slides.PICTURE.findall(source.read_text(encoding="utf-8"))
-    page = slides.deck(source)  # a KeyError names a picture that the lesson doesn't hold
+    source = decks.SOURCES / f"{file.stem[:2]}.md"
+    named = decks.PICTURE.findall(source.read_text(encoding="utf-8"))
+    page = decks.deck(source)  # a KeyError names a picture that the lesson doesn't hold
     assert 8 <= page.count("<section ") <= 14
     assert page.count('src="data:image/') == len(named) > 0
     assert not re.search(r'alt=""|(?:src|href)="http', page)

@@ -1,6 +1,6 @@
 """Make a deck of slides for each lesson from `docs/teaching/slides/NN.md`.
 
-Run as `python tools/slides.py`. It writes `build/slides/NN.html`, which needs no network: arrow
+Run as `python tools/decks.py`. It writes `build/slides/NN.html`, which needs no network: arrow
 keys turn the pages, and the browser prints them. `---` begins a slide. `[picture 01-047]` is the
 picture of the lesson's cell with this id, `[picture 03-007.2]` its second.
 """
