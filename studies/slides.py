@@ -4,6 +4,7 @@ Run as `python studies/slides.py --slides 20`; rows that are there are not measu
 """
 
 import argparse
+import tempfile
 import time
 from pathlib import Path
 
@@ -11,14 +12,12 @@ import numpy as np
 import torch
 from common import Study, commit
 from openslide import OpenSlide
-from PIL import Image
 
 from crc_helpers import claims, slides
 from crc_helpers.evaluation import macro_auc
 from crc_helpers.grad_cam import hits, mass_inside
 from crc_helpers.models import Classifier, Encoder
-from crc_helpers.runs import SHIPPED, atomic_path, device_name, make_fabric, save_table
-from crc_helpers.sources.cache import cache_folder
+from crc_helpers.runs import SHIPPED, device_name, make_fabric, save_table
 from crc_helpers.sources.drawn import FIELD
 from crc_helpers.tissue.whole import DOWN, TRUTH, write_slide
 
@@ -40,20 +39,11 @@ def row(seed: int, label: str) -> dict:
     mass of each map with the SSA region, which is a share `area` of the map, and tile_auc: tiles in
     the region against tiles outside it.
     """
-    path, truth = drawn(FIRST + seed, label)
-    with slides.open_slide(path) as slide:
-        return measure(slide, truth, seed)
-
-
-def drawn(seed: int, label: str) -> tuple[Path, np.ndarray]:
-    """Return a slide's file, drawn into the cache if it is not there, and its truth."""
-    path = cache_folder() / "slides" / f"{seed}_{label}_{MPP:g}.tiff"
-    beside = path.with_suffix(".png")
-    if not beside.is_file():
-        with atomic_path(path) as temporary:
-            truth = write_slide(temporary, seed, label == "SSA", MPP)
-        Image.fromarray(truth).save(beside)
-    return path, np.asarray(Image.open(beside))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "slide.tiff"
+        truth = write_slide(path, FIRST + seed, label == "SSA", MPP)
+        with slides.open_slide(path) as slide:
+            return measure(slide, truth, seed)
 
 
 def measure(slide: OpenSlide, truth: np.ndarray, seed: int) -> dict:
