@@ -275,7 +275,7 @@ WRONG: dict[str, dict[str, list[tuple[str, str]]]] = {
             (
                 "def best_temperature(labels, p, choices):\n"
                 "    scaled = [p**t / (p**t).sum(axis=1, keepdims=True) for t in choices]\n"
-                "    losses = [log_loss(labels, s, labels=[0, 1]) for s in scaled]\n"
+                "    losses = [-np.log(s[np.arange(len(labels)), labels]).mean() for s in scaled]\n"
                 "    return choices[int(np.argmin(losses))]",
                 "power 1/T",
             ),
@@ -357,7 +357,7 @@ WRONG: dict[str, dict[str, list[tuple[str, str]]]] = {
             (
                 "def hit_and_mass(heat, region):\n"
                 "    mass = (heat * region).sum() / region.sum()\n"
-                "    return region.ravel()[heat.argmax()], mass / heat.mean()",
+                "    return region.ravel()[heat.argmax()], mass",
                 "number of pixels",
             ),
             (
