@@ -225,6 +225,7 @@ def test_writing_is_all_or_nothing(tmp_path, monkeypatch):
     assert list(tmp_path.glob("[!.]*")) == []  # but for the lock
 
 
+@pytest.mark.nightly
 def test_the_diagnostic_region_has_no_favourite_place():
     """Else a map that always points there would seem to have seen something."""
     cohort = make_cohort(1200, 77)

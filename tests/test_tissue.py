@@ -93,7 +93,7 @@ GEOMETRY = ["severity", "gape", "prolapse", "cut_angle", "crypt_spacing", "dyspl
 
 
 @pytest.mark.parametrize("name", GEOMETRY)
-@pytest.mark.parametrize("angle", [4.0, 60.0])
+@pytest.mark.parametrize("angle", [4.0, pytest.param(60.0, marks=pytest.mark.nightly)])
 def test_a_slider_makes_a_smooth_film(name, angle):
     """Between two of 61 frames no more than a few of a hundred pixels change, and some do."""
     base = TissueParameters(severity=0.75, cut_angle=angle)
@@ -185,8 +185,8 @@ def test_a_crypt_shows_as_tube_or_ring_by_the_angle_of_the_cut():
 
 
 def test_the_label_follows_from_crypts_and_masks():
-    """A thousand tiles: which crypts have their base in the tile, and how distorted are they?"""
-    cohort = make_cohort(1002, seed=5)
+    """Of each tile: which crypts have their base in the tile, and how distorted are they?"""
+    cohort = make_cohort(252, seed=5)
     with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
         found = list(pool.map(reread, (cohort.one(i) for i in range(cohort.slides)), chunksize=8))
     labels, visible, marked = map(np.concatenate, zip(*found, strict=True))
