@@ -41,7 +41,8 @@ from crc_helpers.style import (  # noqa: F401 (for lessons)
     set_style,
 )
 
-Array, Names = np.ndarray, Sequence[str]
+Array = np.ndarray
+Names = Sequence[str]
 Mask = Array | None  # uint8 (H, W), or (N, H, W) of N tiles: 1 in the pixels that decide
 Arrays = dict[str, np.ndarray]  # by name
 Boxes = Sequence[tuple[int, int, int, int]]  # x, y, width, height
