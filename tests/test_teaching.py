@@ -3,9 +3,9 @@
 import re
 from pathlib import Path
 
+import decks
 import nbformat
 import pytest
-import decks
 
 from crc_helpers.course.settings import lesson_files
 from crc_helpers.runs import ROOT
