@@ -277,8 +277,6 @@ def polygons(mask: np.ndarray, down: float) -> list[list[list[list[float]]]]:
     found: dict[int, list] = {}
     for i in sorted(range(len(rings)), key=lambda i: tree[0][i][3] >= 0):  # outer ones first
         ring, parent = (rings[i][:, 0] + 0.5) * down / 4, int(tree[0][i][3])
-        if len(ring) < 3:
-            continue
         area = cv2.contourArea(ring.astype(np.float32), oriented=True)
         ring = ring if (area > 0) == (parent < 0) else ring[::-1]
         closed = np.concatenate([ring, ring[:1]]).round(1).tolist()

@@ -75,14 +75,13 @@ def region_scores(maps: dict[str, np.ndarray], region: np.ndarray, seed: int) ->
     """Return hit and mass of maps (rows, columns) with a region (h, w), and of blind ones."""
     heat, rng = maps["trained"], np.random.default_rng(seed)
     covered = ~np.isnan(heat)
-    row, column = np.nonzero(covered)
     distance = np.hypot(*(axis - np.median(axis[covered]) for axis in np.indices(heat.shape)))
     shuffled = np.tile(heat, (SHUFFLES, 1, 1))
     for one in shuffled:
-        one[row, column] = rng.permutation(heat[covered])
-    spread = distance[covered].std()
+        one[covered] = rng.permutation(heat[covered])
     maps = {name: one[None] for name, one in maps.items()} | {"shuffled": shuffled}
-    maps["centre"] = np.where(covered, np.exp(-((distance / spread) ** 2)), np.nan)[None]
+    distance /= distance[covered].std()
+    maps["centre"] = np.where(covered, np.exp(-(distance**2)), np.nan)[None]
     inside = (slides.share_of(region, heat.shape, CELL) > 0.5).astype(np.uint8)
     found = {"area": float(inside[covered].mean())}
     for name, many in maps.items():

@@ -28,6 +28,8 @@ def data(arguments: argparse.Namespace) -> int:
     options = {k: v for k in names if (v := getattr(arguments, k)) is not None}
     if arguments.name == "slide":
         return _draw_slides(arguments, options)
+    if "mpp" in options:
+        raise UsageError("--mpp: for slides only")
     if options and arguments.name != "synthetic":
         raise UsageError(f"--{next(iter(options))}: for synthetic tiles only")
     size = {k: options.pop(k) for k in ("n", "seed") if k in options}

@@ -4,12 +4,15 @@ import argparse
 import hashlib
 import json
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from openslide import OpenSlide
 from PIL import Image
 from tqdm.auto import tqdm
 
@@ -35,71 +38,80 @@ BATCH = 64  # tiles
 
 def slide(arguments: argparse.Namespace) -> int:
     """Predict a slide tile by tile; leave tiles.csv, map.png, map.geojson and slide.json."""
+    try:
+        return _slide(arguments)
+    except DataError as error:
+        named = any(str(error).startswith(str(f)) for f in (arguments.file, arguments.weights))
+        raise error if named else DataError(f"{arguments.file}: {error}") from None
+
+
+def _slide(arguments: argparse.Namespace) -> int:
     path, began = Path(arguments.file), time.perf_counter()
     weights = Path(arguments.weights or SHIPPED / "classifier.safetensors")
     out = Path(arguments.out or f"runs/slide_{path.stem}").absolute()
     model, facts = slides.load_network(weights, arguments.field)
-    opened = slides.open_slide(path)
-    scale = slides.scale_of(opened, facts["field"], arguments.mpp)
-    slides.require_detail(scale, facts["size"])
-    thumb = slides.thumbnail(opened, scale)
-    tissue = slides.find_tissue(thumb)
-    cells = slides.tile_cells(tissue)
+    names, size = facts["classes"], facts["size"]
+    tiled = _cut(path, facts, arguments.mpp)
     with locked(out / "slide"):
-        rows = _begun(out, path, weights, scale, cells)
-        answer = slides.classify(model, facts["size"], make_fabric(0))
-        p = _predict(rows, opened, cells, scale, (answer, facts))
-        at = slides.corners(cells, scale.side)
-        table = pd.DataFrame({"x": at[:, 0], "y": at[:, 1], "side": round(scale.side)})
-        names = facts["classes"]
+        rows = _begun(out, path, weights, tiled)
+        p = _predict(rows, tiled, slides.classify(model, size, make_fabric(0)), size)
+        at = slides.corners(tiled.cells, tiled.scale.side)
+        table = pd.DataFrame({"x": at[:, 0], "y": at[:, 1], "side": round(tiled.scale.side)})
         table[[f"p_{name}" for name in names]] = p.round(6)
         save_table(out / "tiles.csv", table.to_dict("records"))
-        shown = names[1:] if len(names) == 2 else names
-        _save_maps(out, thumb, tissue, cells, scale, {n: p[:, names.index(n)] for n in shown})
-        about = {
-            "slide": path.name,
-            "microns_per_pixel": scale.mpp,
-            "width": opened.dimensions[0],
-            "height": opened.dimensions[1],
-            "tile_microns": scale.field,
-            "tiles": len(cells),
-            "tissue_mm2": round(float(tissue.sum() * (scale.down * scale.mpp / 1000) ** 2), 2),
-            "score": {n: slides.slide_scores(p[:, names.index(n)]) for n in shown},
-            "weights": weights.name,
-            "weights_sha256": file_hash(weights),
-            "versions": versions() | {"openslide": version("openslide-python")},
-            "device": device_name(),
-            "seconds": round(time.perf_counter() - began, 1),
-        }
-        save_json(out / "slide.json", about)
+        shown = {n: p[:, names.index(n)] for n in (names[1:] if len(names) == 2 else names)}
+        _save_maps(out, tiled, shown)
+        scores = {n: slides.slide_scores(values) for n, values in shown.items()}
+        about = {"score": scores, "weights": weights.name, "weights_sha256": file_hash(weights)}
+        about |= {"seconds": round(time.perf_counter() - began, 1)}
+        save_json(out / "slide.json", _describe(path, tiled) | about)
         rows.unlink()
-    for name, score in about["score"].items():
+    for name, score in scores.items():
         print(f"{name}: mean {score['mean']:.3f}, ten hottest tiles {score['top_10']:.3f}")
-    print(f"{len(cells):,} tiles; map, tables and scores are in {out}. Not for diagnosis.")
+    print(f"{len(at):,} tiles; map, tables and scores are in {out}. Not for diagnosis.")
     return 0
 
 
-def _begun(out: Path, path: Path, weights: Path, scale: slides.Scale, cells: np.ndarray) -> Path:
+@dataclass(frozen=True)
+class Tiled:
+    """A slide that is open, its small picture, where tissue is, and the cells of its tiles."""
+
+    slide: OpenSlide
+    scale: slides.Scale
+    thumb: np.ndarray
+    tissue: np.ndarray
+    cells: np.ndarray
+
+
+def _cut(path: Path, facts: dict[str, Any], mpp: float | None) -> Tiled:
+    opened = slides.open_slide(path)
+    scale = slides.scale_of(opened, facts["field"], mpp)
+    slides.require_detail(scale, facts["size"])
+    thumb = slides.thumbnail(opened, scale)
+    tissue = slides.find_tissue(thumb)
+    return Tiled(opened, scale, thumb, tissue, slides.tile_cells(tissue))
+
+
+def _begun(out: Path, path: Path, weights: Path, tiled: Tiled) -> Path:
     """The file for the rows of this slide, network and scale; a stopped run has left some in it."""
     stat = path.stat()
-    key = [str(path.resolve()), stat.st_size, stat.st_mtime_ns, file_hash(weights), vars(scale)]
-    mark = hashlib.sha256(json.dumps(key).encode() + cells.tobytes()).hexdigest()[:16]
-    return out / f".tiles-{mark}.csv"
+    key = [str(path.resolve()), stat.st_size, stat.st_mtime_ns, file_hash(weights)]
+    key = json.dumps([*key, vars(tiled.scale)]).encode() + tiled.cells.tobytes()
+    return out / f".tiles-{hashlib.sha256(key).hexdigest()[:16]}.csv"
 
 
-def _predict(rows: Path, opened: Any, cells: np.ndarray, scale: slides.Scale, network: tuple):
+def _predict(rows: Path, tiled: Tiled, network: Callable, size: int) -> np.ndarray:
     """Probabilities (n, C) of all tiles, each batch on disk before the next is read."""
-    answer, facts = network
-    done = []
+    done, side = [], tiled.scale.side
     if rows.is_file():  # without a last line that was cut short
         done = rows.read_text().rpartition("\n")[0].splitlines()
         done = done[: len(done) // BATCH * BATCH]
-    at = slides.corners(cells, scale.side)[len(done) :]
-    batches = slides.predict_tiles(opened, at, scale.side, answer, facts["size"], BATCH)
+    at = slides.corners(tiled.cells, side)
+    batches = slides.predict_tiles(tiled.slide, at[len(done) :], side, network, size, BATCH)
     with (
         writing(rows),
         rows.open("w", newline="") as file,
-        tqdm(total=len(cells), initial=len(done), desc="tiles", unit="tile", disable=None) as bar,
+        tqdm(total=len(at), initial=len(done), desc="tiles", unit="tile", disable=None) as bar,
     ):
         file.writelines(f"{line}\n" for line in done)
         for batch in batches:
@@ -109,17 +121,34 @@ def _predict(rows: Path, opened: Any, cells: np.ndarray, scale: slides.Scale, ne
     return np.loadtxt(rows, delimiter=",", ndmin=2)
 
 
-def _save_maps(
-    out: Path, thumb: np.ndarray, tissue: np.ndarray, cells: np.ndarray, scale, by_class: dict
-) -> None:
-    heats = {n: slides.heat_map(cells, p, tissue.shape) for n, p in by_class.items()}
-    for name, heat in heats.items():
-        file = "map.png" if len(heats) == 1 else f"map_{list(heats).index(name)}.png"
-        save(slides.draw_map(thumb, tissue, heat, scale, name), out / file)
+def _save_maps(out: Path, tiled: Tiled, by_class: dict[str, np.ndarray]) -> None:
+    """Save a map for each class, one of two classes, and what is above 0.5 as GeoJSON."""
+    tissue, scale = tiled.tissue, tiled.scale
+    heats = {n: slides.heat_map(tiled.cells, p, tissue.shape) for n, p in by_class.items()}
+    for i, (name, heat) in enumerate(heats.items()):
+        file = out / ("map.png" if len(heats) == 1 else f"map_{i}.png")
+        save(slides.draw_map(tiled.thumb, tissue, heat, scale, name), file)
     regions = {"tissue": tissue} | {n: heat >= 0.5 for n, heat in heats.items()}
-    inks = dict(zip(heats, style.CLASSES[len(heats) == 1 :], strict=False)) | {"tissue": "#808080"}
+    inks = {n: style.CLASSES[(i + (len(heats) == 1)) % 6] for i, n in enumerate(heats)}
     down = [scale.down] + [scale.side / 2] * len(heats)
-    save_json(out / "map.geojson", slides.geojson(regions, down, inks))
+    content = slides.geojson(regions, down, {"tissue": "#808080"} | inks)
+    save_json(out / "map.geojson", content)
+
+
+def _describe(path: Path, tiled: Tiled) -> dict[str, Any]:
+    scale, (width, height) = tiled.scale, tiled.slide.dimensions
+    square_mm = (scale.down * scale.mpp / 1000) ** 2  # of a pixel of the small picture
+    return {
+        "slide": path.name,
+        "microns_per_pixel": scale.mpp,
+        "width": width,
+        "height": height,
+        "tile_microns": scale.field,
+        "tiles": len(tiled.cells),
+        "tissue_mm2": round(float(tiled.tissue.sum() * square_mm), 2),
+        "versions": versions() | {"openslide": version("openslide-python")},
+        "device": device_name(),
+    }
 
 
 def prepare_slides(out: str | Path | None, n: int = 20, seed: int = 0, mpp: float = 1.0) -> Path:
