@@ -20,7 +20,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="crc-course", description=__doc__)
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(
-        required=True, metavar="run | pretrain | slide | data | app | doctor"
+        required=True, metavar="run | start | pretrain | slide | data | app | doctor"
     )
 
     lessons = argparse.ArgumentParser(add_help=False)
@@ -35,6 +35,13 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     sub = commands.add_parser("run", parents=[lessons], help=about)
     sub.add_argument("--lessons", default="", metavar="01-06", help="a lesson or a range")
     sub.set_defaults(do="run:run")
+
+    sub = commands.add_parser("start", help="copy lessons and exercises to a folder of your own")
+    sub.add_argument("folder", metavar="DIR")
+    sub.add_argument(
+        "--update", action="store_true", help="bring what is new, keep what you edited"
+    )
+    sub.set_defaults(do="start:start")
 
     about = "lesson 03's training on several devices"
     sub = commands.add_parser("pretrain", parents=[lessons], help=about)
