@@ -180,7 +180,8 @@ def open_notebook(page, address: str, name: str) -> None:
     session = ask(address, "sessions", "POST", path=name, name=name, type="notebook", kernel=kernel)
     # The server calls a kernel "starting" until somebody asks it something.
     connect(session.json()["kernel"]["id"]).stop_channels()
-    page.goto(f"{address}/lab/workspaces/w{name[:2]}/tree/{name}?token={TOKEN}")
+    place = f"{address}/lab/workspaces/w{name[:2]}/tree/{name}?token={TOKEN}"
+    page.goto(place, timeout=90_000)
     page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=90_000)
     idle = '.jp-NotebookPanel .jp-Notebook-ExecutionIndicator[data-status="idle"]'
     page.wait_for_selector(idle, timeout=90_000)
