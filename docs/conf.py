@@ -31,6 +31,7 @@ nb_execution_mode = "off"
 myst_enable_extensions = ["amsmath", "dollarmath", "html_image"]
 myst_heading_anchors = 4
 default_role = "code"
+suppress_warnings = ["toc.not_included"]  # the decks of slides, to which the plans of lessons lead
 autodoc_typehints_format = "short"
 add_module_names = False
 python_maximum_signature_line_length = 90
