@@ -16,8 +16,8 @@ copyright = "code MIT, text and figures CC BY 4.0"
 release = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["version"]
 
 root_doc = "README"
-include_patterns = ["*.md", "docs/**", "notebooks/*", "exercises/*", "benchmarks/[A-Z]*.md"]
-include_patterns += ["tests/faults/*.md"]
+include_patterns = ["*.md", "docs/**", "notebooks/*", "exercises/*", "exercises/solutions/*"]
+include_patterns += ["benchmarks/[A-Z]*.md", "tests/faults/*.md"]
 CONTENTS = {
     "Lessons": ["notebooks/*"],
     "Exercises": ["exercises/*"],
@@ -31,6 +31,7 @@ nb_execution_mode = "off"
 myst_enable_extensions = ["amsmath", "dollarmath", "html_image"]
 myst_heading_anchors = 4
 default_role = "code"
+suppress_warnings = ["toc.not_included"]  # slides and solutions: other pages link there
 autodoc_typehints_format = "short"
 add_module_names = False
 python_maximum_signature_line_length = 90
