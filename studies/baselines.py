@@ -4,19 +4,17 @@ from functools import lru_cache, partial
 from itertools import pairwise
 
 import numpy as np
-from common import FRESH, Study, Trainer, main, rows_of
+from common import Study, Trainer, main, rows_of
 from torch import nn
 from torchvision.ops import Conv2dNormActivation
 
 from crc_helpers.claims import Answer
 from crc_helpers.evaluation import colour_baseline, colour_statistics
-from crc_helpers.models import Encoder
 
 BASELINES = (
     "majority",  # says the common class
     "colour only",  # 15 colour numbers, logistic regression
     "random encoder, probe",  # untrained filters, logistic regression
-    "ImageNet, probe",  # filters trained on photographs (EfficientNet-Lite0), logistic regression
     "from scratch",  # the small ResNet
     "plain CNN",
     "ResNet-18",
@@ -74,13 +72,12 @@ def fit(t: Trainer, arm: str, labelled: np.ndarray | None = None) -> Answer:
         "from scratch": t.random_encoder,
         "plain CNN": partial(t.random_encoder, plain_cnn),
         "ResNet-18": partial(t.random_encoder, "resnet18"),
-        "ImageNet": partial(Encoder, "imagenet", published=True),
         "pre-trained": t.pretrained,
     }[arm.removesuffix(", probe").removesuffix(", fine-tuned")]
     return t.probe(start(), train) if arm.endswith("probe") else t.train(start, train)
 
 
-STUDY = Study("baselines", plan, row, first_seed=FRESH)
+STUDY = Study("baselines", plan, row)
 
 if __name__ == "__main__":
     raise SystemExit(main(STUDY))

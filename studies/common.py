@@ -34,7 +34,6 @@ from crc_helpers.sources.store import content_hash
 from crc_helpers.tissue.parameters import KINDS
 
 LONGER = 8  # times as many epochs
-FRESH = 500  # first seed of drawn cohorts on which nothing was chosen
 BRIEF = Recipe(pretrain_epochs=10)  # of the studies that ask what a few epochs teach
 Objective = Callable[[nn.Sequential, float, np.ndarray], nn.Module]  # of model, temperature, labels
 

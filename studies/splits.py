@@ -3,7 +3,7 @@
 from dataclasses import replace
 from functools import partial
 
-from common import FRESH, Study, Trainer, features_of, main, rows_of
+from common import BRIEF, Study, Trainer, features_of, main, rows_of
 
 from crc_helpers.claims import scores
 from crc_helpers.data import split as divide
@@ -32,7 +32,7 @@ def row(t: Trainer, scheme: str, split: int) -> dict:
     return {"tested": len(parts.test)} | scores(t.labels(parts.test), probabilities)
 
 
-STUDY = Study("splits", plan, row, first_seed=FRESH)
+STUDY = Study("splits", plan, row, BRIEF)
 
 if __name__ == "__main__":
     raise SystemExit(main(STUDY))

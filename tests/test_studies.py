@@ -446,7 +446,6 @@ BEGINS = {
     "plain CNN": SCRATCH.replace("usual", "plain_cnn"),
     "ResNet-18": SCRATCH.replace("usual", "resnet18"),
     "random encoder, probe": "probe: random usual",
-    "ImageNet, probe": "probe: published imagenet",
     "pre-trained, probe": f"probe: {PRETRAINED}",
     "pre-trained, fine-tuned": SCRATCH.replace("random usual", PRETRAINED),
 }
