@@ -1,5 +1,6 @@
-"""Losses without labels, statistics for comparing, and the studies' experiment (lesson 07)."""
+"""Statistics for comparing, and the experiment that studies repeat (lesson 07)."""
 
+import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -18,11 +19,11 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import balanced_accuracy_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from torch import Tensor, nn
+from torch import nn
 
 from crc_helpers.augmentation import VIEWS, Views
 from crc_helpers.data import Split, Tiles, load_tiles, split
-from crc_helpers.evaluation import macro_auc
+from crc_helpers.evaluation import bootstrap_interval, macro_auc
 from crc_helpers.fine_tuning import Loss, fine_tune, predict
 from crc_helpers.models import Classifier, Encoder, load_weights, save_weights
 from crc_helpers.pretraining import Training
@@ -43,56 +44,6 @@ FEW_ARMS = {  # arms of the study `effects` with few labels, and their names in 
 }
 BACKBONES = ("resnet8", "convnext_atto", "vit_tiny_patch16_224")
 FEW = ", 10 % of the labels"
-
-
-# --- Other ways to learn without labels, on the loop of lesson 03 ---------------------------------
-
-
-def moco_loss(queries: Tensor, keys: Tensor, queue: Tensor, temperature: float) -> Tensor:
-    """Return the mean cross-entropy of finding each query's own key among it and a queue.
-
-    queries, keys: (N, D), row i of both from the same tile; queue: (K, D) keys of earlier batches.
-    Source: He et al. 2020, arXiv 1911.05722 (MoCo), equation 1.
-    """
-    q, k, queue = (F.normalize(x, dim=1) for x in (queries, keys, queue))
-    logits = torch.cat([(q * k).sum(dim=1, keepdim=True), q @ queue.T], dim=1)  # (N, 1 + K)
-    return F.cross_entropy(logits / temperature, torch.zeros(len(q), dtype=int, device=q.device))
-
-
-def simsiam_loss(p1: Tensor, p2: Tensor, z1: Tensor, z2: Tensor) -> Tensor:
-    """Return the mean negative cosine of predictions (N, D) and the other view's projections.
-
-    No gradient flows into the projections: without this stop everything collapses.
-    Source: Chen & He 2021, arXiv 2011.10566 (SimSiam), equation 4.
-    """
-    one, other = (F.cosine_similarity(p, z.detach()) for p, z in ((p1, z2), (p2, z1)))
-    return -(one.mean() + other.mean()) / 2
-
-
-def barlow_twins_loss(z1: Tensor, z2: Tensor, redundancy: float = 5e-3) -> Tensor:
-    """Return how far the correlation matrix of two batches of views (N, D) is from identity.
-
-    redundancy: weight of what lies off the diagonal.
-    Source: Zbontar et al. 2021, arXiv 2103.03230, equation 1.
-    """
-    one, other = (F.batch_norm(z, None, None, training=True) for z in (z1, z2))
-    correlation = one.T @ other / len(z1)  # (D, D)
-    gap = (correlation - torch.eye(len(correlation), device=z1.device)).square()
-    return gap.diagonal().sum() + redundancy * (gap.sum() - gap.diagonal().sum())
-
-
-def sup_con_loss(z1: Tensor, z2: Tensor, labels: Tensor, temperature: float) -> Tensor:
-    """Return NT-Xent with every view of the same class as a positive: the bound with labels.
-
-    z1, z2: (N, D); labels: (N,). With a label for each tile of its own it is NT-Xent.
-    Source: Khosla et al. 2020, arXiv 2004.11362, equation 2.
-    """
-    z, y = F.normalize(torch.cat([z1, z2]).float(), dim=1), torch.cat([labels, labels])
-    itself = torch.eye(len(z), dtype=torch.bool, device=z.device)
-    logits = (z @ z.T / temperature).masked_fill(itself, -torch.inf)
-    positive = (y[:, None] == y) & ~itself  # (2N, 2N)
-    log_p = logits.log_softmax(dim=1).masked_fill(~positive, 0)
-    return -(log_p.sum(dim=1) / positive.sum(dim=1)).mean()
 
 
 def labelled_subset(labels: np.ndarray, fraction: float, seed: int) -> np.ndarray:
@@ -190,6 +141,34 @@ def paired(rows: pd.DataFrame, arms: str, arm: str, control: str, metric: str) -
     """
     wide = rows.pivot(index="seed", columns=arms, values=metric)
     return (wide[arm] - wide[control]).dropna().to_numpy()
+
+
+def over_cases(
+    rows: pd.DataFrame, arm: str, control: str, samples: int = 1000
+) -> tuple[float, float, float]:
+    """Return the difference of two arms' balanced accuracy, and its 95 % interval over cases.
+
+    rows: of the study `labels`, one task and share. Its splits test the same cases again and
+    again, so a case is drawn with all its tiles of all splits. The interval says nothing of other
+    tiles to train on.
+    """
+    tables = []
+    for row in rows[rows["arm"].isin([arm, control])].itertuples():
+        cells = pd.DataFrame(json.loads(row.cells), columns=["case", "label", "tiles", "right"])
+        sign = 1 if row.arm == arm else -1
+        tables.append(cells.assign(seed=row.seed, gap=sign * cells["right"] / row.draws))
+    keys = ["seed", "label", "case", "tiles"]
+    table = pd.concat(tables).groupby(keys, as_index=False)["gap"].sum()
+    part = table.groupby(["seed", "label"]).ngroup().to_numpy()  # a class of a split
+    gap, tiles, parts = table["gap"].to_numpy(), table["tiles"].to_numpy(), part.max() + 1
+
+    def difference(k: np.ndarray) -> float:
+        there = np.bincount(part[k], tiles[k], parts)
+        return np.mean(np.bincount(part[k], gap[k], parts) / there) if there.all() else np.nan
+
+    everything = np.arange(len(table))
+    ends = bootstrap_interval(difference, len(table), table["case"].to_numpy(), samples)
+    return float(difference(everything)), *ends
 
 
 def scores(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:

@@ -1,6 +1,5 @@
 """Metrics, intervals, calibration and baselines (lesson 05)."""
 
-import json
 from collections.abc import Callable
 
 import numpy as np
@@ -73,34 +72,6 @@ def share_interval(hit: np.ndarray, groups: Groups = None) -> tuple[float, float
         count = len(np.unique(groups))
         return wilson_interval(count * bool(hit.all()), count)
     return bootstrap_interval(lambda k: hit[k].mean(), len(hit), groups)
-
-
-def over_cases(
-    rows: pd.DataFrame, arm: str, control: str, samples: int = 1000
-) -> tuple[float, float, float]:
-    """Return the difference of two arms' balanced accuracy, and its 95 % interval over cases.
-
-    rows: of the study `imagenet`, one task and share. Its splits test the same cases again and
-    again, so a case is drawn with all its tiles of all splits. The interval says nothing of other
-    tiles to train on.
-    """
-    tables = []
-    for row in rows[rows["arm"].isin([arm, control])].itertuples():
-        cells = pd.DataFrame(json.loads(row.cells), columns=["case", "label", "tiles", "right"])
-        sign = 1 if row.arm == arm else -1
-        tables.append(cells.assign(seed=row.seed, gap=sign * cells["right"] / row.draws))
-    keys = ["seed", "label", "case", "tiles"]
-    table = pd.concat(tables).groupby(keys, as_index=False)["gap"].sum()
-    part = table.groupby(["seed", "label"]).ngroup().to_numpy()  # a class of a split
-    gap, tiles, parts = table["gap"].to_numpy(), table["tiles"].to_numpy(), part.max() + 1
-
-    def difference(k: np.ndarray) -> float:
-        there = np.bincount(part[k], tiles[k], parts)
-        return np.mean(np.bincount(part[k], gap[k], parts) / there) if there.all() else np.nan
-
-    everything = np.arange(len(table))
-    ends = bootstrap_interval(difference, len(table), table["case"].to_numpy(), samples)
-    return float(difference(everything)), *ends
 
 
 def macro_auc(labels: np.ndarray, probabilities: np.ndarray) -> float:

@@ -9,7 +9,7 @@ import torch
 from common import BRIEF, Objective, Study, Trainer, main, rows_of
 from torch import Tensor, nn
 
-from crc_helpers.claims import barlow_twins_loss, moco_loss, simsiam_loss, sup_con_loss
+from crc_helpers.objectives import barlow_twins_loss, moco_loss, simsiam_loss, sup_con_loss
 from crc_helpers.pretraining import channels_last, effective_rank
 
 

@@ -15,6 +15,7 @@ from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 from statsmodels.stats.contingency_tables import mcnemar
 
 from crc_helpers import claims, runs
+from crc_helpers import objectives as losses
 from crc_helpers.augmentation import VIEWS
 from crc_helpers.evaluation import macro_auc
 from crc_helpers.models import contrastive_model
@@ -39,14 +40,14 @@ def test_losses_are_lightlys():
     theirs = NTXentLoss(temperature=0.2, memory_bank_size=(32, 16))
     theirs.memory_bank.bank = F.normalize(queue, dim=1)
     theirs.memory_bank.bank_ptr = torch.zeros(1, dtype=torch.long)
-    close(claims.moco_loss(q.requires_grad_(), k, queue, 0.2), theirs(q, k))
+    close(losses.moco_loss(q.requires_grad_(), k, queue, 0.2), theirs(q, k))
     z1, z2 = pair(64, 8)
     twins = BarlowTwinsLoss(lambda_param=5e-3)(z1, z2)
-    close(claims.barlow_twins_loss(z1, z2), twins, rtol=1e-4, atol=0)
+    close(losses.barlow_twins_loss(z1, z2), twins, rtol=1e-4, atol=0)
     (p1, p2), (z1, z2) = pair(), pair(seed=1)
     z1.requires_grad_(), p1.requires_grad_()
     cosine = NegativeCosineSimilarity()
-    ours = claims.simsiam_loss(p1, p2, z1, z2)
+    ours = losses.simsiam_loss(p1, p2, z1, z2)
     close(ours, (cosine(p1, z2) + cosine(p2, z1)) / 2)
     ours.backward()
     assert z1.grad is None and p1.grad.abs().sum() > 0  # the gradient is stopped
@@ -61,8 +62,8 @@ def test_sup_con_by_its_definition_and_with_a_label_each_nt_xent():
         others = [k for k in range(10) if k != i]
         log_p = dict(zip(others, (z[i] @ z[others].T / tau).log_softmax(dim=0), strict=True))
         total -= torch.stack([log_p[k] for k in others if y[k] == y[i]]).mean()
-    close(claims.sup_con_loss(z1, z2, labels, tau), total / 10)
-    alone = claims.sup_con_loss(z1, z2, torch.arange(5), 0.3)
+    close(losses.sup_con_loss(z1, z2, labels, tau), total / 10)
+    alone = losses.sup_con_loss(z1, z2, torch.arange(5), 0.3)
     close(alone, nt_xent(z1, z2, 0.3))
 
 

@@ -15,6 +15,7 @@ from sklearn.metrics import (
     roc_auc_score,
 )
 
+from crc_helpers.claims import over_cases
 from crc_helpers.evaluation import (
     PAPER_COUNTS,
     bootstrap_interval,
@@ -24,7 +25,6 @@ from crc_helpers.evaluation import (
     expected_calibration_error,
     fit_temperature,
     macro_auc,
-    over_cases,
     per_class,
     precision_at_prevalence,
     scale_temperature,

@@ -12,7 +12,7 @@ from crc_helpers.runs import ROOT
 PACKAGE = ROOT / "crc_helpers"
 LESSONS = (  # a room imports those before it
     *("data", "augmentation", "pretraining", "fine_tuning", "evaluation"),
-    *("layers", "grad_cam", "claims", "explanations", "shortcuts", "slides"),
+    *("layers", "grad_cam", "claims", "objectives", "explanations", "shortcuts", "slides"),
 )
 SHARED = {"models", "runs", "figures", "estimates", "style"}
 ROOMS = {*LESSONS, *SHARED, "sources", "tissue"}

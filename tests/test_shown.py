@@ -15,12 +15,12 @@ from statsmodels.stats.multitest import multipletests
 
 from crc_helpers import (
     augmentation,
-    claims,
     evaluation,
     explanations,
     fine_tuning,
     grad_cam,
     models,
+    objectives,
     pretraining,
 )
 from crc_helpers.course.settings import lesson_files
@@ -104,10 +104,10 @@ FUNCTIONS = [  # lesson, name there, what is shared, arguments
     (3, "nt_xent", pretraining.nt_xent, (Z[0, :2], Z[1, :2], 0.07)),
     (3, "nt_xent", pretraining.nt_xent, (*Z[:2], 1.0)),
     *((5, "wilson", evaluation.wilson_interval, counts) for counts in ((0, 5), (170, 198), (7, 7))),
-    (8, "moco_loss", claims.moco_loss, (*Z[:2], Z[2], 0.2)),
-    (8, "simsiam_loss", claims.simsiam_loss, tuple(Z[:4])),
-    (8, "barlow_twins_loss", claims.barlow_twins_loss, tuple(Z[:2])),
-    (8, "sup_con_loss", claims.sup_con_loss, (*Z[:2], torch.tensor([0, 1, 0, 2, 1, 0]), 0.2)),
+    (8, "moco_loss", objectives.moco_loss, (*Z[:2], Z[2], 0.2)),
+    (8, "simsiam_loss", objectives.simsiam_loss, tuple(Z[:4])),
+    (8, "barlow_twins_loss", objectives.barlow_twins_loss, tuple(Z[:2])),
+    (8, "sup_con_loss", objectives.sup_con_loss, (*Z[:2], torch.tensor([0, 1, 0, 2, 1, 0]), 0.2)),
     (7, "mcnemar", exact_mcnemar, tuple(RIGHT)),
     (7, "holm", lambda p: multipletests(p, method="holm")[1], (np.array([0.04, 0.01, 0.2, 0.03]),)),
 ]

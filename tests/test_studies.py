@@ -330,7 +330,7 @@ def test_the_recipe_never_meets_the_test_part_and_takes_as_many_steps(monkeypatc
     assert watched.embedded == train | val
 
 
-IMAGENET = STUDIES["imagenet"]
+IMAGENET = STUDIES["labels"]
 
 
 @pytest.mark.parametrize("task", ["six classes", "two of four"])

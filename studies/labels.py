@@ -20,7 +20,7 @@ random and the ImageNet encoder on the first split):
   validation. The probe's strength is too, and validation keeps all its labels.
 
 `cells` of a row are [case, class, tiles, right]: how many tiles of the test part a case has, and
-how many of them, summed over draws, were called right. See `evaluation.over_cases`.
+how many of them, summed over draws, were called right. See `claims.over_cases`.
 """
 
 import json
@@ -116,7 +116,7 @@ def trained(t: Trainer, arm: str, labelled: np.ndarray):
     return t.train(start, labelled, recipe=replace(t.recipe, rates=FINE_RATES))
 
 
-STUDY = Study("imagenet", plan, row, RECIPE, all_classes=True)
+STUDY = Study("labels", plan, row, RECIPE, all_classes=True)
 
 if __name__ == "__main__":
     raise SystemExit(main(STUDY))
