@@ -152,8 +152,9 @@ def over_cases(
     again, so a case is drawn with all its tiles of all splits. The interval says nothing of other
     tiles to train on.
     """
-    tables = []
-    for row in rows[rows["arm"].isin([arm, control])].itertuples():
+    tables, rows = [], rows[rows["arm"].isin([arm, control])]
+    both = rows.groupby("seed")["arm"].transform("nunique") == 2  # a trained arm may have one split
+    for row in rows[both].itertuples():
         cells = pd.DataFrame(json.loads(row.cells), columns=["case", "label", "tiles", "right"])
         sign = 1 if row.arm == arm else -1
         tables.append(cells.assign(seed=row.seed, gap=sign * cells["right"] / row.draws))
