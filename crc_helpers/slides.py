@@ -236,10 +236,7 @@ def top_k(p: np.ndarray, k: int = 10) -> float:
 
 
 def slide_scores(p: np.ndarray) -> dict[str, float]:
-    """Return a slide's scores from its tiles' p (n,): their mean, and the mean of the ten largest.
-
-    A polyp that is SSA in one corner has a low mean and a high top ten.
-    """
+    """Return a slide's scores from its tiles' p (n,): their mean, and that of the top ten."""
     return {"mean": float(p.mean()), "top_10": top_k(p)}
 
 
@@ -248,8 +245,10 @@ def draw_map(
 ) -> Figure:
     """Draw a slide, its tissue outlined, and its map of p(name) on a scale from 0 to 1."""
     height, width = thumb.shape[:2]
-    figure = plt.figure(figsize=(10.5, 18 * height / width + 0.9), layout="constrained")
-    slide, map_ = figure.subplots(2, 1)
+    wide = width > height  # then the map lies below, else beside
+    inches = (18 if wide else 4.5) * height / width + 0.9
+    figure = plt.figure(figsize=(10.5, inches), layout="constrained")
+    slide, map_ = figure.subplots(2 if wide else 1, 1 if wide else 2)
     figures.show_tile(slide, thumb.transpose(2, 0, 1), "slide, tissue outlined", tissue)
     map_.imshow(thumb.mean(axis=2), cmap="gray", vmin=0, vmax=255)
     extent = (0, heat.shape[1] * CELL, heat.shape[0] * CELL, 0)
@@ -259,10 +258,12 @@ def draw_map(
     map_.set(xlim=slide.get_xlim(), ylim=slide.get_ylim())
     map_.set_title(f"map, mean of the tiles over each {scale.field / 2:g} µm", fontsize=10)
     map_.set_axis_off()
+    microns = scale.down * scale.mpp
+    bar = max(n for n in (50, 200, 500, 2000, 5000) if n <= max(width * microns / 5, 50))
     for ax in (slide, map_):
-        figures.scale_bar(ax, scale.down * scale.mpp, length=2000)
-    label = f"p({style.drawable(name)}), fixed scale"
-    figure.colorbar(shown, ax=[slide, map_], label=label, shrink=0.5, aspect=25)
+        figures.scale_bar(ax, microns, bar)
+    words = {"label": f"p({style.drawable(name)}), fixed scale", "shrink": 0.5, "aspect": 25}
+    figure.colorbar(shown, ax=[slide, map_], **words)
     return figure
 
 
