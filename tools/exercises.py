@@ -47,7 +47,9 @@ def solution(source: Any) -> Any:
     for cell in book.cells:
         cell.metadata.pop("nbgrader", None)
         lines = cell.source.splitlines()
-        cell.source = "\n".join(line for line in lines if line.strip() not in MARKS)
+        text = "\n".join(line for line in lines if line.strip() not in MARKS)
+        # The solution lies a folder deeper than the student's notebook.
+        cell.source = text.replace("](../", "](../../").replace("](solutions/", "](")
     return book
 
 
