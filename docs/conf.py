@@ -34,7 +34,6 @@ default_role = "code"
 suppress_warnings = ["toc.not_included"]  # slides and solutions: other pages link there
 autodoc_typehints_format = "short"
 add_module_names = False
-python_maximum_signature_line_length = 90
 
 html_theme = "sphinx_book_theme"
 html_title = project
