@@ -20,8 +20,6 @@ ARMS = {
     "pre-trained, probe first": "#7968ae",
     "pre-trained, probe": "#5fbf6a",
     "probe": "#5fbf6a",
-    "pre-trained longer": "#78227f",
-    "pre-trained longer, probe": "#a68014",
     "the paper's recipe": "#af7a72",
     "from scratch": "#e8a000",
     "random encoder": "#f869eb",
