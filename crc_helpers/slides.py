@@ -188,8 +188,7 @@ def load_network(weights: Path, field: float | None = None) -> tuple[Classifier,
     field = field or facts.get("field") or (FIELD if facts["data"] in KNOWN else None)
     if not field:
         raise DataError(
-            f"{weights}: trained on tiles of {facts['data']!r}, whose scale is unknown; give a"
-            " tile's side in microns with --field"
+            f"{weights}: their scale is unknown; give a tile's side in microns with --field"
         )
     model = load_weights(weights, Classifier(Encoder(facts["backbone"]), len(facts["classes"])))
     return model, facts | {"field": float(field)}
@@ -244,6 +243,8 @@ def draw_map(
     thumb: np.ndarray, tissue: np.ndarray, heat: np.ndarray, scale: Scale, name: str
 ) -> Figure:
     """Draw a slide, its tissue outlined, and its map of p(name) on a scale from 0 to 1."""
+    step = -(-max(tissue.shape) // 2000)  # finer than the page would only take memory
+    thumb, tissue, cell = thumb[::step, ::step], tissue[::step, ::step], CELL / step
     height, width = thumb.shape[:2]
     wide = width > height  # then the map lies below, else beside
     inches = (18 if wide else 4.5) * height / width + 0.9
@@ -251,14 +252,14 @@ def draw_map(
     slide, map_ = figure.subplots(2 if wide else 1, 1 if wide else 2)
     figures.show_tile(slide, thumb.transpose(2, 0, 1), "slide, tissue outlined", tissue)
     map_.imshow(thumb.mean(axis=2), cmap="gray", vmin=0, vmax=255)
-    extent = (0, heat.shape[1] * CELL, heat.shape[0] * CELL, 0)
+    extent = (0, heat.shape[1] * cell, heat.shape[0] * cell, 0)
     look = {"cmap": style.HEAT, "vmin": 0, "vmax": 1, "alpha": 0.75, "interpolation": "nearest"}
     shown = map_.imshow(heat, extent=extent, **look)
     figures.outline(map_, tissue)
     map_.set(xlim=slide.get_xlim(), ylim=slide.get_ylim())
     map_.set_title(f"map, mean of the tiles over each {scale.field / 2:g} µm", fontsize=10)
     map_.set_axis_off()
-    microns = scale.down * scale.mpp
+    microns = scale.down * scale.mpp * step
     bar = max(n for n in (50, 200, 500, 2000, 5000) if n <= max(width * microns / 5, 50))
     for ax in (slide, map_):
         figures.scale_bar(ax, microns, bar)
@@ -270,8 +271,7 @@ def draw_map(
 def polygons(mask: np.ndarray, down: float) -> list[list[list[list[float]]]]:
     """Return the outlines of a mask's parts as polygons of GeoJSON (RFC 7946).
 
-    A polygon is a list of closed rings, the outer one first, then its holes; outer rings run one
-    way round, holes the other. down: pixels of level 0 along a pixel of the mask.
+    A polygon is its outer ring, then its holes, the other way round. down: as in `geojson`.
     """
     fine = np.kron(mask, np.ones((4, 4), np.uint8)).astype(np.uint8)  # outlines between pixels
     rings, tree = cv2.findContours(fine, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
