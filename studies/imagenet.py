@@ -16,7 +16,7 @@ random and the ImageNet encoder on the first split):
   as published, also at the 224 px that it was trained on, which costs it nothing but time.
   Continued: five more epochs of contrastive pre-training on one's own tiles at a rate of 1e-4,
   neither of them tuned. With one draw of 5 % of the labels two networks are trained whole: from
-  scratch with four times the steps, and ImageNet with a probe first, then fine-tuned. They were
+  scratch with four times the steps, and ImageNet with a probe first, then fine-tuned. The last was
   planned for three splits and, for want of time, measured on the first. Validation, which keeps
   all its labels, chooses their rate and epoch, and the strength of all probes.
 
@@ -53,7 +53,8 @@ def plan(seeds: int) -> list[dict]:
     """Plan all arms; first, split by split, those of the primary comparison and its controls."""
     rows = rows_of(seeds, arm=FROZEN[:4], task=TASKS, share=DRAWS)
     rows += rows_of(seeds, arm=FROZEN[4:], task=TASKS, share=DRAWS)
-    return rows + rows_of(1, arm=TRAINED, task=["six classes"], share=[0.05])  # minutes each
+    six = {"task": ["six classes"], "share": [0.05]}
+    return rows + rows_of(seeds, arm=TRAINED[:1], **six) + rows_of(1, arm=TRAINED[1:], **six)
 
 
 def row(t: Trainer, arm: str, task: str, share: float) -> dict:
