@@ -434,9 +434,6 @@ def asked(watched, monkeypatch):
 
     for method in (pretrained, random_encoder, train, fit_probe):
         monkeypatch.setattr(common.Trainer, method.__name__, method)
-    monkeypatch.setattr(
-        STUDIES["baselines"], "Encoder", lambda name, published: f"published {name}"
-    )
     return t, notes
 
 
