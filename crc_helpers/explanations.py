@@ -1,4 +1,4 @@
-"""Other heat maps, and the trials that any of them has to pass (lesson 08).
+"""Other heat maps, and the trials that any of them has to pass (lesson 09).
 
 Maps come as Tensors at the size that their method works at; trials take them enlarged to pixels.
 """
@@ -14,11 +14,10 @@ from captum.attr import IntegratedGradients, Occlusion
 from scipy.stats import pearsonr, rankdata
 from skimage.metrics import structural_similarity
 from torch import Tensor
-from torchvision.ops import box_convert, box_iou
 
 from crc_helpers.augmentation import UNSTAIN
 from crc_helpers.evaluation import bootstrap_interval
-from crc_helpers.grad_cam import boxes, enlarge, evidence, grad_cam, layer_names, stage_names
+from crc_helpers.grad_cam import enlarge, evidence, grad_cam, layer_names, stage_names
 from crc_helpers.models import Classifier, Encoder, evaluating
 from crc_helpers.pretraining import channels_last
 
@@ -153,39 +152,6 @@ def blind_maps(images: Tensor, cells: int) -> dict[str, Tensor]:
 def blank(maps: Tensor) -> np.ndarray:
     """Return which maps (N, h, w) are zero everywhere, bool (N,)."""
     return (maps.flatten(1).amax(dim=1) <= 0).numpy()
-
-
-# --- Trial 1: against a known region --------------------------------------------------------------
-
-
-def iou_curve(heat: np.ndarray, mask: np.ndarray, shares: Sequence[float]) -> np.ndarray:
-    """Return the intersection over union of each region with the hottest share of its tile.
-
-    heat, mask: (N, H, W). shares: of the tile's area, S of them; the result is (N, S), NaN for a
-    map that is zero. Taking areas, not shares of a maximum, makes maps of any scale comparable.
-    """
-    n, pixels = len(heat), heat[0].size
-    order = np.argsort(-heat.reshape(n, pixels), axis=1, kind="stable")
-    inside = np.take_along_axis(mask.reshape(n, pixels) > 0, order, axis=1).cumsum(axis=1)
-    taken = np.maximum(np.round(np.asarray(shares) * pixels).astype(int), 1)  # (S,)
-    both = inside[:, taken - 1]
-    iou = both / (taken + inside[:, -1:] - both)
-    return np.where(heat.max(axis=(1, 2))[:, None] > 0, iou, np.nan)
-
-
-def box_overlap(heat: np.ndarray, mask: np.ndarray, threshold: float = 0.5) -> np.ndarray:
-    """Return the overlap of the box around the largest hot region with the best true box, (N,).
-
-    As intersection over union; a true box lies around each part of the region. NaN for a zero map,
-    0 for an empty region. Source: Choe et al. 2020, arXiv 2001.07437, at one threshold.
-    """
-    scores = []
-    for one, region in zip(heat, mask, strict=True):
-        hot, true = boxes(one, threshold)[:1], boxes((region > 0).astype(np.float32), 1.0)
-        corners = (box_convert(torch.tensor(b).double(), "xywh", "xyxy") for b in (hot, true) if b)
-        score = box_iou(*corners).max() if hot and true else 0.0 if hot else np.nan
-        scores.append(float(score))
-    return np.array(scores)
 
 
 # --- Trials 2 and 4: do two maps agree? -----------------------------------------------------------

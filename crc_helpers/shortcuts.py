@@ -1,4 +1,4 @@
-"""Networks trained again, on shuffled labels, or on a dot of ink that gives the answer (lesson 08).
+"""Networks trained again, on shuffled labels, or on a dot of ink that gives the answer (lesson 09).
 
 The ink is a shortcut whose place is known: a map of a network that took it should be hot there.
 """

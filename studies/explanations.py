@@ -1,4 +1,4 @@
-"""What costs training in lesson 08: the maps of networks trained otherwise, or on ink."""
+"""What costs training in lesson 09: the maps of networks trained otherwise, or on ink."""
 
 import numpy as np
 import pandas as pd

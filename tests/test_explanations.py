@@ -16,7 +16,7 @@ from pytorch_grad_cam.utils.model_targets import (
 from scipy.stats import spearmanr
 from scripts import STUDIES, common
 from skimage.metrics import structural_similarity
-from test_grad_cam import assert_same_as_peer, make_images, make_map, make_model
+from test_grad_cam import assert_same_as_peer, make_images, make_model
 from torch import nn
 
 from crc_helpers import claims, explanations, shortcuts
@@ -27,11 +27,6 @@ from crc_helpers.tissue.parameters import TissueParameters
 from crc_helpers.tissue.slide import draw
 
 study = STUDIES["explanations"]
-
-
-def square(x, y, width, height):
-    """A map of 20 x 20 zeros with one rectangle of ones."""
-    return make_map((x, y, width, height, 1.0))
 
 
 class Spotter(nn.Module):
@@ -104,35 +99,7 @@ def test_controls_see_edges_and_haematoxylin():
     np.testing.assert_allclose(found[:, 16:], 0, atol=1e-3)
 
 
-# --- Against a region, and agreement -------------------------------------------------------------
-
-
-def test_iou_curve_by_hand():
-    region, heat = square(0, 0, 10, 20), square(0, 0, 20, 5) * 2 + square(0, 0, 5, 20)
-    found = explanations.iou_curve(heat[None], region[None], [0.25])
-    # The hottest quarter is the five upper rows, of which half lies in the left half.
-    np.testing.assert_allclose(found, [[50 / (100 + 200 - 50)]])
-    region = square(2, 3, 8, 5)  # peaks at one for the region itself, and ends at its area
-    found = explanations.iou_curve(region[None], region[None], [0.05, 0.1, 0.2, 1.0])
-    np.testing.assert_allclose(found, [[0.5, 1.0, 0.5, 0.1]])
-
-
-BOXED = [  # heat, overlap of its box with two squares of 4 and of 2 pixels a side
-    (square(4, 4, 4, 4), 1),
-    (square(6, 4, 4, 4), 8 / 24),
-    (square(14, 14, 2, 2), 1),
-    (0.4 * square(0, 0, 20, 20) + square(4, 4, 4, 4), 1),  # what is below half is not boxed
-    (square(4, 4, 4, 4) + square(0, 12, 8, 8), 0),  # of two hot regions the larger one speaks
-    (square(0, 0, 0, 0), np.nan),
-]
-
-
-def test_box_overlap_by_hand():
-    heats, expected = (np.stack(column) for column in zip(*BOXED, strict=True))
-    region = square(4, 4, 4, 4) + square(14, 14, 2, 2)
-    found = explanations.box_overlap(heats, np.stack([region] * len(heats)))
-    np.testing.assert_allclose(found, expected)
-    assert explanations.box_overlap(heats[:1], np.zeros((1, 20, 20))).tolist() == [0]
+# --- Agreement ------------------------------------------------------------------------------------
 
 
 def scikit_images(a, b):

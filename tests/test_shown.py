@@ -202,14 +202,14 @@ def test_grad_cam_shown_is_grad_cam_shared(explained):
 @pytest.mark.parametrize("name", ["hires_cam", "layer_cam"])
 @pytest.mark.parametrize("layer", ["layer2", "layer3"])
 def test_other_cams_shown_are_those_shared(explained, name, layer):
-    found = shown(8)[name](*grad_cam.evidence(*explained, layer)[:2])
+    found = shown(9)[name](*grad_cam.evidence(*explained, layer)[:2])
     shared = getattr(explanations, name)(*explained, layer)
     assert shared.max() > 0
     torch.testing.assert_close(found, shared)
 
 
 def test_gradients_occlusion_and_deletion_shown_are_those_shared(explained):
-    lesson, (model, images, target) = shown(8), explained
+    lesson, (model, images, target) = shown(9), explained
     path = explanations.integrated_gradients(model, images, target, 100)
     covered = explanations.occlusion(model, images, target, 16, 16)
     heat, shares = np.random.default_rng(0).random((2, 64, 64)), (0, 0.1, 0.3, 0.8)
