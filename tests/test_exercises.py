@@ -24,6 +24,13 @@ WRONG = wrong_solutions.WRONG | wrong_solutions_later.WRONG
 each = pytest.mark.parametrize("file", exercises.source_files(), ids=lambda f: f.stem)
 
 
+@pytest.fixture(autouse=True)
+def no_figure_stays_open():
+    """Cells draw here, and tests of explorers count open figures."""
+    yield
+    plt.close("all")
+
+
 def cells_of(book, **marks):
     """The code cells, those with these marks of nbgrader's by their grade_id."""
     code = [c for c in book.cells if c.cell_type == "code"]
