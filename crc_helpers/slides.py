@@ -19,7 +19,7 @@ from torch import nn
 
 from crc_helpers import figures, style
 from crc_helpers.fine_tuning import predict
-from crc_helpers.models import Classifier, Encoder, load_weights, read_facts
+from crc_helpers.models import Classifier, load_classifier, read_facts
 from crc_helpers.sources.base import DataError
 from crc_helpers.sources.drawn import FIELD
 
@@ -190,7 +190,7 @@ def load_network(weights: Path, field: float | None = None) -> tuple[Classifier,
         raise DataError(
             f"{weights}: their scale is unknown; give a tile's side in microns with --field"
         )
-    model = load_weights(weights, Classifier(Encoder(facts["backbone"]), len(facts["classes"])))
+    model, _ = load_classifier(weights)
     return model, facts | {"field": float(field)}
 
 
