@@ -4,7 +4,7 @@ import json
 from functools import partial
 
 from baselines import fit
-from common import BRIEF, Study, Trainer, main, rows_of
+from common import Study, Trainer, main, rows_of
 from sklearn.metrics import confusion_matrix
 
 from crc_helpers.claims import FEW, labelled_subset, scores
@@ -27,7 +27,7 @@ def row(t: Trainer, arm: str) -> dict:
     return scores(y, probabilities) | {"confusion": json.dumps(counts.tolist())}
 
 
-STUDY = Study("classes", plan, row, BRIEF, all_classes=True)
+STUDY = Study("classes", plan, row, all_classes=True)
 
 if __name__ == "__main__":
     raise SystemExit(main(STUDY))

@@ -33,8 +33,6 @@ from crc_helpers.sources.base import DataError
 from crc_helpers.sources.store import content_hash
 from crc_helpers.tissue.parameters import KINDS
 
-LONGER = 8  # times as many epochs
-BRIEF = Recipe(pretrain_epochs=10)  # of the studies that ask what a few epochs teach
 Objective = Callable[[nn.Sequential, float, np.ndarray], nn.Module]  # of model, temperature, labels
 
 
@@ -71,11 +69,6 @@ class Trainer(Experiment):
         settings |= {"tiles": content_hash(images), "seed": self.seed, "code": code}
         return trained_once(model[0], train, **settings).to(self.fabric.device)
 
-    def longer(self) -> Encoder:
-        """Return the encoder after LONGER times as many epochs of pre-training."""
-        epochs = LONGER * self.recipe.pretrain_epochs
-        return self.pretrained(replace(self.recipe, pretrain_epochs=epochs))
-
     def features(self, encoder: nn.Module, index: np.ndarray) -> Tensor:
         """Return an encoder's features of some tiles, float32 (N, D)."""
         return embed(encoder, self.tiles.images[index], self.recipe.size, self.fabric)
@@ -93,13 +86,11 @@ class Trainer(Experiment):
 
 
 @lru_cache(maxsize=3)
-def features_of(t: Trainer, encoder: str) -> Tensor:
-    """Return an encoder's features of all tiles, float32 (N, D), computed once for many rows.
-
-    encoder: "pre-trained", "pre-trained longer" or "random".
-    """
-    start = {"pre-trained": t.pretrained, "pre-trained longer": t.longer}
-    return t.features(start.get(encoder, t.random_encoder)(), np.arange(len(t.tiles)))
+def features_after(t: Trainer, epochs: int) -> Tensor:
+    """Return the features of all tiles, float32 (N, D), after some epochs of pre-training."""
+    longer = replace(t.recipe, pretrain_epochs=epochs)
+    encoder = t.pretrained(longer) if epochs else t.random_encoder()
+    return t.features(encoder, np.arange(len(t.tiles)))
 
 
 def rows_of(seeds: int, **parameters: Iterable) -> list[dict]:

@@ -6,7 +6,7 @@ from functools import partial
 
 import numpy as np
 import torch
-from common import BRIEF, Objective, Study, Trainer, main, rows_of
+from common import Objective, Study, Trainer, main, rows_of
 from torch import Tensor, nn
 
 from crc_helpers.objectives import barlow_twins_loss, moco_loss, simsiam_loss, sup_con_loss
@@ -99,7 +99,7 @@ def row(t: Trainer, objective: str) -> dict:
     return {"effective_rank": rank} | t.score(t.probe(encoder))
 
 
-STUDY = Study("objectives", plan, row, BRIEF, all_classes=True)
+STUDY = Study("objectives", plan, row, all_classes=True)
 
 if __name__ == "__main__":
     raise SystemExit(main(STUDY))

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import numpy as np
-from common import BRIEF, Study, Trainer, main
+from common import Study, Trainer, main
 
 from crc_helpers.claims import labelled_subset
 from crc_helpers.data import balance
@@ -18,7 +18,7 @@ FACTORS: dict[str, tuple] = {
     "crop": (0.08, 0.7),  # the smallest share of the tile's area kept
     "stain": (0.0, 0.7),
     "pretrain_batch": (32, 128),
-    "pretrain_epochs": (5, 20, 80),
+    "pretrain_epochs": (10, 20, 40),
     "tiles": ("balanced", "the scored ones too"),  # without labels, either way
 }
 
@@ -58,7 +58,7 @@ def row(t: Trainer, factor: str, value: float | str) -> dict:
     return result
 
 
-STUDY = Study("recipe", plan, row, BRIEF, all_classes=True)
+STUDY = Study("recipe", plan, row, all_classes=True)
 
 if __name__ == "__main__":
     raise SystemExit(main(STUDY))

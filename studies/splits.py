@@ -3,7 +3,7 @@
 from dataclasses import replace
 from functools import partial
 
-from common import BRIEF, Study, Trainer, features_of, main, rows_of
+from common import Study, Trainer, features_after, main, rows_of
 
 from crc_helpers.claims import scores
 from crc_helpers.data import split as divide
@@ -26,13 +26,13 @@ def row(t: Trainer, scheme: str, split: int) -> dict:
         raise RunError(f"splits: {t.tiles.name} does not say which tiles share a slide")
     tiles = replace(t.tiles, partition=None)
     parts = divide(tiles, WAYS[scheme], test=0.1, validation=0.1, seed=split)
-    features, train, val = features_of(t, "pre-trained"), parts.train, parts.val
+    features, train, val = features_after(t, t.recipe.pretrain_epochs), parts.train, parts.val
     probe = linear_probe(features[train], t.labels(train), features[val], t.labels(val))
     probabilities = probe.predict_proba(features[parts.test].numpy())
     return {"tested": len(parts.test)} | scores(t.labels(parts.test), probabilities)
 
 
-STUDY = Study("splits", plan, row, BRIEF)
+STUDY = Study("splits", plan, row)
 
 if __name__ == "__main__":
     raise SystemExit(main(STUDY))
