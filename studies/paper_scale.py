@@ -112,11 +112,8 @@ def pretrain_arm(arm: str, scale: Scale, out: Path) -> None:
             np.savez(out / f"features_{arm}_{epoch}.npz", **arrays)
         return {}
 
-    model = torch.nn.Sequential(encoder, ProjectionHead(encoder.dim))
-    if fabric.device.type == "cuda":
-        model.compile()  # a third faster there, after some ten seconds
     log = pretrain(
-        model,
+        torch.nn.Sequential(encoder, ProjectionHead(encoder.dim)),
         material(scale)["train"].images,
         VIEWS[recipe.views],
         fabric,

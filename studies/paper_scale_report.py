@@ -26,9 +26,9 @@ from crc_helpers.explanations import centre_map, edge_map
 Statistic = Callable[[np.ndarray], float]  # of the tiles at an index array
 NAMES = {
     "paper": "pre-trained and fine-tuned, Table 1 of the paper",
-    "scratch_paper": "from scratch, the same fine-tuning",
+    "scratch_paper": "from scratch, the paper's fine-tuning",
     "tissue": "pre-trained and fine-tuned, this course's recipe",
-    "scratch_tissue": "from scratch, the same fine-tuning",
+    "scratch_tissue": "from scratch, this course's fine-tuning",
     "tissue_10": "this course's recipe, a tenth of the labels",
     "scratch_10": "from scratch, a tenth of the labels",
     "probe_paper": "frozen encoder of the paper's recipe, linear probe",
