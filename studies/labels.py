@@ -16,9 +16,8 @@ random and the ImageNet encoder on the first split):
   as published, also at the 224 px that it was trained on, which costs it nothing but time.
   Continued: five more epochs of contrastive pre-training on one's own tiles at a rate of 1e-4,
   neither of them tuned. With one draw of 5 % of the labels two networks are trained whole: from
-  scratch with four times the steps, and ImageNet with a probe first, then fine-tuned. They were
-  planned for three splits and, for want of time, measured on two and on one. Validation, which
-  keeps all its labels, chooses their rate and epoch, and the strength of all probes.
+  scratch with four times the steps, and ImageNet with a probe first, then fine-tuned. Validation,
+  which keeps all its labels, chooses their rate and epoch, and the strength of all probes.
 
 `cells` of a row are [case, class, tiles, right]: how many tiles of the test part a case has, and
 how many of them, summed over draws, were called right. See `claims.over_cases`.
@@ -43,7 +42,7 @@ TASKS = {
 }
 DRAWS = {0.01: 10, 0.05: 10, 0.10: 5, 0.25: 3, 1.0: 1}  # of the labels, for each share
 FROZEN = ("own", "ImageNet", "ImageNet, 224 px", "random", "ImageNet, continued")
-TRAINED = {"from scratch, patient": 2, "ImageNet, fine-tuned": 1}  # and on how many splits
+TRAINED = ("from scratch, patient", "ImageNet, fine-tuned")
 RECIPE = Recipe(size=64, backbone="resnet8_fine", pretrain_epochs=50, steps=120, rates=(1e-3, 3e-3))
 CONTINUED = {"backbone": "imagenet", "pretrain_epochs": 5, "pretrain_lr": 1e-4}
 PATIENT, FINE_RATES = 4, (1e-4, 3e-4)  # times the steps, from scratch; rates of fine-tuning
@@ -53,10 +52,7 @@ def plan(seeds: int) -> list[dict]:
     """Plan all arms; first, split by split, those of the primary comparison and its controls."""
     rows = rows_of(seeds, arm=FROZEN[:4], task=TASKS, share=DRAWS)
     rows += rows_of(seeds, arm=FROZEN[4:], task=TASKS, share=DRAWS)
-    six = {"task": ["six classes"], "share": [0.05]}
-    for arm, splits in TRAINED.items():
-        rows += rows_of(min(seeds, splits), arm=[arm], **six)
-    return rows
+    return rows + rows_of(seeds, arm=TRAINED, task=["six classes"], share=[0.05])
 
 
 def row(t: Trainer, arm: str, task: str, share: float) -> dict:
