@@ -8,7 +8,7 @@ from common import Study, Trainer, main, rows_of
 from torch import nn
 from torchvision.ops import Conv2dNormActivation
 
-from crc_helpers.claims import Answer
+from crc_helpers.claims import Answer, Recipe
 from crc_helpers.evaluation import colour_baseline, colour_statistics
 
 BASELINES = (
@@ -77,7 +77,8 @@ def fit(t: Trainer, arm: str, labelled: np.ndarray | None = None) -> Answer:
     return t.probe(start(), train) if arm.endswith("probe") else t.train(start, train)
 
 
-STUDY = Study("baselines", plan, row)
+# Four times the usual steps: after 120 a network from scratch has hardly begun to learn.
+STUDY = Study("baselines", plan, row, Recipe(steps=480))
 
 if __name__ == "__main__":
     raise SystemExit(main(STUDY))
