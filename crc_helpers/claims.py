@@ -11,25 +11,20 @@ from typing import Any, Self
 import numpy as np
 import pandas as pd
 import torch
-import torch.nn.functional as F
 from lightning.fabric import Fabric
 from scipy.stats import norm, rankdata
 from scipy.stats import t as student
-from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import balanced_accuracy_score
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 from torch import nn
 
 from crc_helpers.augmentation import VIEWS, Views
 from crc_helpers.data import Split, Tiles, load_tiles, split
 from crc_helpers.evaluation import bootstrap_interval, macro_auc
-from crc_helpers.fine_tuning import Loss, fine_tune, predict
+from crc_helpers.fine_tuning import fine_tune, predict
 from crc_helpers.models import Classifier, Encoder, load_weights, save_weights
 from crc_helpers.pretraining import Training
 from crc_helpers.runs import ROOT, RunError, fingerprint, make_fabric
 from crc_helpers.sources.cache import cache_folder
-from crc_helpers.sources.drawn import make_cohort
 
 STUDIES = ROOT / "studies"  # where the tables lie
 FIRST_SEED = 200  # of the cohorts: none that the course was developed on
@@ -42,7 +37,6 @@ FEW_ARMS = {  # arms of the study `effects` with few labels, and their names in 
     "fine-tuned whole": "fine_tuned",
     "probe first, fine-tuned": "probe_first",
 }
-BACKBONES = ("resnet8", "convnext_atto", "vit_tiny_patch16_224")
 FEW = ", 10 % of the labels"
 
 
@@ -264,13 +258,11 @@ class Experiment:
         views: Views = VIEWS["gentle"],
         recipe: Recipe | None = None,
         salt: int = 0,
-        losses: tuple[Loss, Loss] = (F.cross_entropy, F.cross_entropy),
     ) -> Classifier:
         """Train a classifier for `steps` at each rate; return the one that validation chooses.
 
         start: gives the encoder to begin with, or a classifier that has it. labelled: tiles to
-        train on, which may recur; all of the training part if not given. losses: to train with, and
-        to choose with.
+        train on, which may recur; all of the training part if not given.
         """
         r, seed = recipe or self.recipe, self.seed + 1000 * salt
         index = self.parts.train if labelled is None else labelled
@@ -285,7 +277,7 @@ class Experiment:
             named = isinstance(begun, Classifier)
             classifier = begun if named else Classifier(begun, len(self.tiles.class_names))
             training = Training(r.size, epochs, r.batch, rate, "adamw-one-cycle", seed)
-            log = fine_tune(classifier, *given, views, self.fabric, training, losses=losses)
+            log = fine_tune(classifier, *given, views, self.fabric, training)
             judge = "val_loss" if "val_loss" in log else "loss"  # the paper has no validation
             loss = log.loc[log["chosen"], judge].iloc[0]
             if loss < best:
@@ -293,17 +285,9 @@ class Experiment:
         return kept
 
     def train(self, *given: Any, recipe: Recipe | None = None, **options: Any) -> Answer:
-        """Return the classifier that `fit` trains, from the same arguments, as a function.
-
-        It takes positions of tiles, and `tiles` if they are not the experiment's.
-        """
+        """Return the classifier that `fit` trains, from the same arguments, as a function."""
         network, size = self.fit(*given, recipe=recipe, **options), (recipe or self.recipe).size
-
-        def classify(index: np.ndarray, tiles: Tiles | None = None) -> np.ndarray:
-            images = (tiles or self.tiles).images[index]
-            return predict(network, images, size, self.fabric)
-
-        return classify
+        return lambda index: predict(network, self.tiles.images[index], size, self.fabric)
 
     def score(self, classify: Answer) -> dict[str, float]:
         """Return `scores` on the test part of a function from tiles to probabilities (N, C)."""
@@ -312,16 +296,6 @@ class Experiment:
 
 def _divide(tiles: Tiles, seed: int) -> Split:
     return split(replace(tiles, partition=None), test=0.35, seed=seed)
-
-
-def undrawn(seed: int) -> Experiment:
-    """Return a seed's experiment on drawn tissue without its pictures, to classify by metadata."""
-    cohort = make_cohort(USUAL.n_tiles, FIRST_SEED + seed)
-    blank, ids = np.zeros((USUAL.n_tiles, 3, 1, 1), np.uint8), np.array(cohort.names)
-    facts = {"name": "synthetic", "source": "", "licence": "", "metadata": cohort.table}
-    facts |= dict.fromkeys(("partition", "votes", "masks", "mask_name", "mpp"))
-    tiles = Tiles(blank, cohort.label, cohort.class_names, ids, cohort.slide, **facts)
-    return Experiment(seed, tiles, _divide(tiles, seed))
 
 
 def trained_once(
@@ -336,25 +310,6 @@ def trained_once(
         train()
         save_weights(file, network)
     return load_weights(file, network)
-
-
-def clinical_features(metadata: pd.DataFrame) -> np.ndarray:
-    """Return logarithm of the polyp's size in mm, and 1 in the right colon, 0 in the left: (N, 2).
-
-    metadata: with the columns "Polyp Size (mm)" and "Colon Site". NaN where not known or empty.
-    """
-    site = metadata["Colon Site"].replace("", np.nan)
-    right = site.isin(("Cecum", "Ascending colon", "Transverse colon")).where(site.notna(), np.nan)
-    size = np.log(metadata["Polyp Size (mm)"].to_numpy(float))
-    return np.stack([size, right], axis=1).astype(float)
-
-
-def clinical_answers(t: Experiment) -> np.ndarray:
-    """Return P(SSA) on the test part (n,), by logistic regression on the polyp's size and site."""
-    features = clinical_features(t.tiles.metadata)
-    regression = make_pipeline(StandardScaler(), LogisticRegression())
-    regression.fit(features[t.parts.train], t.labels(t.parts.train))
-    return regression.predict_proba(features[t.parts.test])[:, 1]
 
 
 def read_study(name: str, data: str = "synthetic") -> pd.DataFrame:

@@ -3,7 +3,6 @@
 import copy
 import math
 import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -36,7 +35,6 @@ from crc_helpers.runs import Checkpoint, fingerprint, randomness, save_table
 from crc_helpers.sources.store import content_hash
 
 Labelled = tuple[np.ndarray, np.ndarray]  # images uint8 (N, 3, H, W), labels int64 (N,) in 0..C-1
-Loss = Callable[[Tensor, Tensor], Tensor]  # of logits (N, C) and labels (N,)
 
 
 def fine_tune(
@@ -48,14 +46,12 @@ def fine_tune(
     training: Training,
     *,
     checkpoint: Path | None = None,
-    losses: tuple[Loss, Loss] = (F.cross_entropy, F.cross_entropy),
 ) -> pd.DataFrame:
     """Train a classifier in place with cross-entropy; return the log, a row an epoch.
 
     train, val: images and labels. The weights left in `classifier` are those of the epoch with the
     lowest validation loss, marked `chosen` in the log; with an empty validation set (the paper's
-    case) those of the last epoch. checkpoint: as in `pretrain`. losses: to train with, and to
-    choose with.
+    case) those of the last epoch. checkpoint: as in `pretrain`.
 
     Raises ValueError for fewer tiles than a batch, FloatingPointError for a loss that is no number.
     """
@@ -67,7 +63,6 @@ def fine_tune(
             views=vars(views),
             start=state_hash(classifier),
             tiles=[content_hash(x) for x in (*train, *val)],
-            losses=[str(loss) for loss in losses],
         )
         kept = Checkpoint(checkpoint, mark)
     optim, schedule = make_optimizer(classifier, training.optimizer, training.lr, steps)
@@ -85,9 +80,9 @@ def fine_tune(
     for epoch in bar:
         start = time.perf_counter()
         with randomness(training.seed, epoch):
-            row = supervised_epoch(model, learn, train, views, fabric, training, epoch, losses[0])
+            row = supervised_epoch(model, learn, train, views, fabric, training, epoch)
         if len(val[0]):
-            row |= validate(classifier, *val, training.size, fabric, losses[1])
+            row |= validate(classifier, *val, training.size, fabric)
             if not math.isfinite(row["val_loss"]):
                 raise FloatingPointError(
                     f"the validation loss of epoch {epoch} is {row['val_loss']}: lower FINE_TUNE_LR"
@@ -108,7 +103,7 @@ def fine_tune(
 
 
 def supervised_epoch(
-    model, learn, labelled: Labelled, views, fabric, training: Training, epoch: int, criterion: Loss
+    model, learn, labelled: Labelled, views, fabric, training: Training, epoch: int
 ) -> dict[str, float]:
     """Train one epoch on single views, calling `learn` with each loss; return the mean."""
     model.train()
@@ -117,18 +112,16 @@ def supervised_epoch(
     for index in batches(len(labelled[0]), training.batch, training.seed, epoch):
         tiles, target = (to_device(part[index], fabric) for part in labelled)
         logits = model(channels_last(one_view(tiles, views, training.size, generator)))  # (N, C)
-        loss = criterion(logits, target)
+        loss = F.cross_entropy(logits, target)
         learn(loss)
         losses.append(loss.detach())
     return {"epoch": epoch, "loss": mean_loss(losses, model, fabric, epoch, "lower FINE_TUNE_LR")}
 
 
-def validate(
-    classifier, images, labels, size: int, fabric: Fabric, criterion: Callable = F.cross_entropy
-) -> dict[str, float]:
+def validate(classifier, images, labels, size: int, fabric: Fabric) -> dict[str, float]:
     """Return loss and balanced accuracy of a classifier on whole tiles."""
     logits = embed(classifier, images, size, fabric)
-    loss = float(criterion(logits, torch.from_numpy(labels)))
+    loss = float(F.cross_entropy(logits, torch.from_numpy(labels)))
     accuracy = balanced_accuracy_score(labels, logits.argmax(dim=1).numpy())
     return {"val_loss": loss, "val_balanced_accuracy": float(accuracy)}
 

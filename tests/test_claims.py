@@ -11,20 +11,17 @@ import torch.nn.functional as F
 from lightly.loss import BarlowTwinsLoss, NegativeCosineSimilarity, NTXentLoss
 from scipy.stats import norm, ttest_1samp
 from scripts import STUDIES
-from sklearn.metrics import balanced_accuracy_score, roc_auc_score
+from sklearn.metrics import roc_auc_score
 from statsmodels.stats.contingency_tables import mcnemar
 
 from crc_helpers import claims, runs
 from crc_helpers import objectives as losses
 from crc_helpers.augmentation import VIEWS
-from crc_helpers.evaluation import macro_auc
 from crc_helpers.models import contrastive_model
 from crc_helpers.pretraining import Training, nt_xent, pretrain
-from crc_helpers.tissue.parameters import TissueParameters
-from crc_helpers.tissue.slide import draw
 
 close = torch.testing.assert_close
-objectives, imbalance, site = (STUDIES[name] for name in ("objectives", "imbalance", "site"))
+objectives = STUDIES["objectives"]
 
 
 def pair(n=12, d=16, seed=0):
@@ -117,55 +114,6 @@ def test_subsets_are_nested_and_keep_every_class():
     assert all({0, 1, 2} == set(labels[list(s)]) for s in sets) and len(sets[-1]) == len(labels)
     assert np.bincount(labels[list(sets[2])]).tolist() == [100, 30, 2]
     assert sets[1] != set(claims.labelled_subset(labels, 0.1, 5))
-
-
-def test_oversampling_makes_classes_even_and_loses_none():
-    labels = np.array([0, 0, 0, 0, 0, 1, 1, 2])
-    index = imbalance.oversampled(labels)
-    assert np.bincount(labels[index]).tolist() == [5, 5, 5] and set(index) == set(range(8))
-
-
-def test_focal_loss_by_hand_and_without_focus():
-    logits, labels = torch.tensor([[2.0, 0.0], [0.0, 1.0]]), torch.tensor([0, 0])
-    p = torch.tensor([np.exp(2) / (np.exp(2) + 1), 1 / (1 + np.e)], dtype=torch.float32)
-    by_hand = -((1 - p) ** 2 * p.log()).mean()
-    close(imbalance.focal_loss(logits, labels), by_hand)
-    plain = imbalance.focal_loss(logits, labels, 0.0)
-    close(plain, F.cross_entropy(logits, labels))
-
-
-def test_no_threshold_is_better_than_the_best():
-    rng = np.random.default_rng(0)
-    labels, scores = rng.integers(0, 2, 80), rng.random(80).round(1)
-    best = imbalance.best_threshold(labels, scores)
-    found = {t: balanced_accuracy_score(labels, scores >= t) for t in np.unique(scores)}
-    assert best == max(found, key=found.get)  # the lowest of equals
-
-
-@pytest.mark.parametrize(("method", "left"), [("Macenko", 0.9), ("Reinhard", 0.1)])
-def test_normalised_tiles_come_nearer_to_the_reference_and_glass_stays(method, left):
-    pale, dark = (draw(TissueParameters(haematoxylin=x, eosin=x), 1, 96).image for x in (0.6, 1.4))
-    glass, flat = np.full_like(pale, 250), np.full_like(pale, 120)
-    done = site.normalise_stain(np.stack([pale, glass, flat]), dark, method)
-    gap = [np.abs(i.mean(axis=(1, 2)) - dark.mean(axis=(1, 2))).mean() for i in (pale, done[0])]
-    assert gap[1] < left * gap[0]
-    assert done.dtype == np.uint8 and np.array_equal(done[1:], [glass, flat])
-
-
-def test_fusion_takes_the_mean_of_log_odds_and_does_without_what_is_missing():
-    fuse = STUDIES["metadata"].fuse
-    a, b = np.array([0.5, 0.9, 0.2]), np.array([0.8, np.nan, 0.2])
-    np.testing.assert_allclose(fuse(a, b), [2 / 3, 0.9, 0.2])
-    assert np.isfinite(fuse(np.array([0.0]), np.array([1.0]))).all()
-
-
-def test_a_column_of_a_table_is_the_one_computed_live():
-    rows = claims.read_study("metadata")
-    for seed, told in zip(rows["seed"][:2], rows["metadata"], strict=False):
-        t = claims.undrawn(seed)
-        p = claims.clinical_answers(t)
-        found = macro_auc(t.labels(t.parts.test), np.stack([1 - p, p], axis=1))
-        assert found == pytest.approx(told, abs=1e-9)
 
 
 # --- Comparing ------------------------------------------------------------------------------------

@@ -14,8 +14,7 @@ from scripts import STUDIES, common
 from test_data import make_folder
 
 from crc_helpers import claims
-from crc_helpers.data import Confounders, load_tiles
-from crc_helpers.evaluation import macro_auc
+from crc_helpers.data import load_tiles
 from crc_helpers.runs import RunError
 from crc_helpers.tissue.parameters import KINDS
 
@@ -77,27 +76,27 @@ def test_a_table_that_is_missing_or_none_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(claims, "STUDIES", tmp_path)
     with pytest.raises(RunError, match=r"python studies/labels\.py --data ebhi"):
         claims.read_study("labels", "ebhi")
-    (tmp_path / "metadata_synthetic.csv").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(RunError, match=r"metadata_synthetic\.csv is no table"):
-        claims.read_study("metadata")
+    (tmp_path / "recipe_synthetic.csv").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(RunError, match=r"recipe_synthetic\.csv is no table"):
+        claims.read_study("recipe")
 
 
 @pytest.mark.slow
 def test_a_script_measures_its_rows_as_a_program(tmp_path):
-    command = [sys.executable, claims.STUDIES / "metadata.py", "--seeds", "1", "--out", tmp_path]
-    command += ["--n_tiles", "120", "--size", "32", "--steps", "4", "--rates", "1e-3", "3e-3"]
+    command = [sys.executable, claims.STUDIES / "objectives.py", "--seeds", "1", "--out", tmp_path]
+    command += ["--n_tiles", "240", "--size", "32", "--pretrain_epochs", "1", "--rates", "1e-3"]
     environment = {**os.environ, "CRC_HELPERS_CACHE": str(tmp_path / "cache")}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0 and "1 rows of metadata_synthetic.csv" in done.stdout, done.stderr
-    row = pd.read_csv(tmp_path / "metadata_synthetic.csv").iloc[0]
-    assert row["changed"] == "n_tiles 120, size 32, steps 4, rates (0.001, 0.003)"
+    assert done.returncode == 0 and "6 rows of objectives_synthetic.csv" in done.stdout, done.stderr
+    row = pd.read_csv(tmp_path / "objectives_synthetic.csv").iloc[0]
+    assert row["changed"] == "n_tiles 240, size 32, pretrain_epochs 1, rates (0.001,)"
 
 
 def test_what_a_script_cannot_do_it_says_in_a_sentence(tmp_path, capsys):
     assert common.main(STUDIES["splits"].STUDY, ["--seeds", "0", "--out", str(tmp_path)]) == 2
     assert "splits: --seeds 0: give at least 1" in capsys.readouterr().err
-    with pytest.raises(RunError, match="study 'site' is about drawn tissue"):
-        common.measure(STUDIES["site"].STUDY, "folder", str(tmp_path), folder=tmp_path)
+    with pytest.raises(RunError, match="study 'questions' is about drawn tissue"):
+        common.measure(STUDIES["questions"].STUDY, "folder", str(tmp_path), folder=tmp_path)
 
 
 @pytest.mark.parametrize("file", sorted(claims.STUDIES.glob("*.csv")), ids=lambda f: f.stem)
@@ -174,10 +173,7 @@ def test_few_labels_take_as_many_steps_as_many(monkeypatch):
         ("questions", {"epochs": 2, "question": "which scanner?", "fraction": 0.1}, "auc"),
         ("splits", {"scheme": "by slide", "split": 3}, "accuracy"),
         ("baselines", {"arm": "ensemble of three"}, "auc"),
-        ("imbalance", {"remedy": "focal loss"}, "sensitivity"),
-        ("site", {"trained_on": "scanner C", "cure": "Macenko"}, "away"),
         ("objectives", {"objective": "SupCon"}, "effective_rank"),
-        ("backbones", {"network": "resnet8"}, "auc"),
     ],
 )
 def test_every_kind_of_row_is_measured(own_cache, name, key, expected):
@@ -248,9 +244,9 @@ class Watched:
         train = lambda network, train, **_: (train(), network)[1]  # noqa: E731
         monkeypatch.setattr(common, "trained_once", train)
 
-    def fine_tune(self, classifier, train, val, *_, losses):
+    def fine_tune(self, classifier, train, val, *_):
         self.trained.append(train[0][:, 0, 0, 0].tolist())
-        self.labels, self.losses = train[1], losses
+        self.labels = train[1]
         self.chosen.append(set(val[0][:, 0, 0, 0].tolist()))
         return pd.DataFrame({"chosen": [True], "val_loss": [1.0]})
 
@@ -286,30 +282,6 @@ def test_an_arm_trains_chooses_and_is_scored_on_its_own_part(watched, arm, fract
     by_hand = claims.scores(t.labels(t.parts.test), watched.p[t.parts.test])
     assert row == by_hand
     assert watched.pretrained == ([] if "scratch" in arm else [(watched.of("train"), 1)])
-
-
-@pytest.mark.parametrize("remedy", STUDIES["imbalance"].REMEDIES)
-def test_a_remedy_changes_what_it_says_and_nothing_else(watched, remedy):
-    t, train = watched.t, watched.of("train")
-    row, y = STUDIES["imbalance"].row(t, remedy), t.labels(t.parts.train)
-    seen = watched.trained[0]
-    count = np.bincount(t.labels(np.array(seen)))
-    assert set(seen) < train if remedy == "discarding" else set(seen) == train
-    if remedy in ("discarding", "oversampling"):
-        assert abs(count[0] - count[1]) <= 0.1 * count.sum()
-    else:
-        assert count[0] > 1.2 * count[1]
-    loss, judge = watched.losses
-    usual = loss is torch.nn.functional.cross_entropy
-    assert usual == (remedy not in ("class weights", "focal loss"))
-    # The rare class weighs as much as the common one, in all remedies when it comes to choosing.
-    assert judge.weight[1] / judge.weight[0] == pytest.approx((y == 0).sum() / (y == 1).sum())
-    p, threshold, val = watched.p[:, 1], 0.5, t.parts.val
-    if remedy == "threshold moved":
-        threshold = STUDIES["imbalance"].best_threshold(t.labels(val), p[val])
-    said, truth = p[t.parts.test] >= threshold, t.labels(t.parts.test)
-    assert row["sensitivity"] == pytest.approx(said[truth == 1].mean())
-    assert row["specificity"] == pytest.approx(1 - said[truth == 0].mean())
 
 
 def test_the_recipe_never_meets_the_test_part_and_takes_as_many_steps(monkeypatch):
@@ -385,26 +357,6 @@ def test_own_pre_training_and_imagenet_begin_with_the_network_of_their_name(aske
         "trained 120 steps: random usual, salt 0",
         "trained 30 steps: probe on imagenet, True, salt 0",
     ]
-
-
-@pytest.mark.parametrize("trained_on", STUDIES["site"].WAYS)
-def test_away_is_where_training_was_not(watched, monkeypatch, trained_on):
-    asked, t, last = [], watched.t, len(watched.t.tiles) - 1
-
-    def away(**given):
-        asked.append(given)
-        return replace(t.tiles, images=(last - t.tiles.images).view(Numbered))  # from the end
-
-    monkeypatch.setattr(STUDIES["site"], "load_tiles", away)
-    row = STUDIES["site"].row(t, trained_on, "none")
-    assert asked == [
-        {"n": 240, "seed": claims.FIRST_SEED, "confounders": Confounders(scanner="Scanner C")}
-    ]
-    test, home_is_ab = t.parts.test, "A" in trained_on
-    places = [macro_auc(t.labels(test), watched.p[i]) for i in (test, last - test)]
-    assert [row["home"], row["away"]] == (places if home_is_ab else places[::-1])
-    assert row["home"] != row["away"]
-    assert {i if home_is_ab else last - i for i in watched.trained[0]} == watched.of("train")
 
 
 # --- Which network an arm begins with -------------------------------------------------------------
