@@ -20,6 +20,7 @@ from test_shown import shown
 from crc_helpers import slides
 from crc_helpers.course import slide as command
 from crc_helpers.course.cli import main
+from crc_helpers.data import load_tiles
 from crc_helpers.runs import SHIPPED
 from crc_helpers.sources.base import DataError
 from crc_helpers.tissue import whole
@@ -338,3 +339,22 @@ def test_a_real_slide_is_opened_tiled_and_mapped(tmp_path):
     steps = table[["x", "y"]].to_numpy() / (224 / 0.499)  # half tiles
     np.testing.assert_allclose(steps, steps.round(), atol=0.01)
     assert (tmp_path / "out" / "map.png").stat().st_size > 10_000
+
+
+def test_slides_become_a_folder_of_tiles_grouped_by_slide(drawn, tmp_path, capsys):
+    command = ["tiles", str(drawn), "--out", str(tmp_path / "cut"), "--size", "96", "--n", "9"]
+    assert main(command) == 0 and main(command) == 0  # again: all are there
+    assert "18 tiles of 2 slides" in capsys.readouterr().out
+    tiles = load_tiles("folder", str(tmp_path / "cut"))
+    assert tiles.class_names == ("HP", "SSA") and tiles.images.shape == (18, 3, 224, 224)
+    assert len(set(tiles.groups)) == 2
+    one = sorted((tmp_path / "cut" / "SSA" / "slide_7_001").glob("*.png"))[0]
+    with slides.open_slide(drawn / "slide_7_001.tiff") as opened:
+        x, y = map(int, one.stem.split("_"))
+        there = slides.read_tile(opened, x, y, 448 / MPP, 96)
+    assert np.array_equal(np.asarray(Image.open(one)).transpose(2, 0, 1), there)
+    corners = np.array([p.stem.split("_") for p in one.parent.glob("*.png")], int)
+    gaps = np.abs(corners[:, None] - corners).max(axis=2)[~np.eye(9, dtype=bool)]
+    assert gaps.min() >= 448 / MPP - 1  # no two overlap
+    assert main(["tiles", str(tmp_path), "--out", str(tmp_path / "no")]) == 2
+    assert "slides.csv: no such file" in capsys.readouterr().err

@@ -61,6 +61,17 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--field", type=float, metavar="MICRONS", help="of a training tile, if weights don't say")
     sub.set_defaults(do="slide:slide")
 
+    sub = commands.add_parser("tiles", help="cut slides into tiles, for --data folder")
+    add = sub.add_argument
+    add("slides", metavar="DIR", help="a folder of slides, with slides.csv (file, label)")
+    add("--out", metavar="DIR", required=True)
+    add("--n", type=int, default=200, help="tiles of a slide, at most (200)")
+    add("--field", type=float, default=448, metavar="MICRONS", help="of a tile (448)")
+    add("--size", type=int, default=224, metavar="PIXELS", help="of a tile (224)")
+    add("--mpp", type=float, metavar="MICRONS", help="a pixel, where slides do not say it")
+    add("--seed", type=int, default=0, help="which tiles (0)")
+    sub.set_defaults(do="cut:tiles")
+
     sub = commands.add_parser("data", help="look at a data set, or fetch and unpack it")
     add = sub.add_argument
     add("action", choices=("check", "prepare"))

@@ -51,7 +51,7 @@ def _slide(arguments: argparse.Namespace) -> int:
     out = Path(arguments.out or f"runs/slide_{path.stem}").absolute()
     model, facts = slides.load_network(weights, arguments.field)
     names, size = facts["classes"], facts["size"]
-    tiled = _cut(path, facts, arguments.mpp)
+    tiled = cut(path, facts, arguments.mpp)
     with locked(out / "slide"):
         rows = _begun(out, path, weights, tiled)
         p = _predict(rows, tiled, slides.classify(model, size, make_fabric(0)), size)
@@ -83,7 +83,8 @@ class Tiled:
     cells: np.ndarray
 
 
-def _cut(path: Path, facts: dict[str, Any], mpp: float | None) -> Tiled:
+def cut(path: Path, facts: dict[str, Any], mpp: float | None) -> Tiled:
+    """Open a slide and find its tiles, of facts["field"] microns and facts["size"] pixels."""
     opened = slides.open_slide(path)
     scale = slides.scale_of(opened, facts["field"], mpp)
     slides.require_detail(scale, facts["size"])
