@@ -402,3 +402,22 @@ def test_an_arm_begins_with_the_network_of_its_name(asked, arm):
     t, notes = asked
     STUDIES["baselines"].row(t, arm)
     assert notes == [BEGINS[arm]]
+
+
+@pytest.mark.slow
+def test_the_papers_scale_runs_in_small_from_drawing_to_its_page(tmp_path, monkeypatch):
+    scale, report = STUDIES["paper_scale"], STUDIES["paper_scale_report"]
+    for folder in ("docs", "studies/paper_scale", "figures"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "docs" / "results.md").write_text("\n".join(["a", *report.MARKS, "b"]))
+    options = ["--out", str(tmp_path / "run"), "--scale", "tiny"]
+    monkeypatch.setattr(sys, "argv", ["paper_scale.py", "all", *options])
+    scale.main()
+    monkeypatch.setattr(sys, "argv", ["report.py", *options, "--into", str(tmp_path)])
+    report.main()
+    page = (tmp_path / "docs" / "results.md").read_text()
+    assert page.startswith("a\n") and page.endswith("\nb")
+    assert all(f"| {name} |" in page for arm, name in report.NAMES.items())
+    told = json.loads((tmp_path / "studies" / "paper_scale.json").read_text())
+    assert set(told["seconds"]) == {f"{step} {arm}" for step, arm in scale.ALL}
+    assert len(list((tmp_path / "figures").iterdir())) == 3
