@@ -124,18 +124,6 @@ def tile_grid(
     return figure
 
 
-def image_rows(
-    rows: Sequence[Sequence[Array]], row_titles: Names, column_titles: Names, width: float = 1.9
-) -> Figure:
-    """Draw a table of images with titles left and above."""
-    cells = [
-        partial(show_tile, image=image, title="" if r else column_titles[c], left="" if c else name)
-        for r, (row, name) in enumerate(zip(rows, row_titles, strict=True))
-        for c, image in enumerate(row)
-    ]
-    return table(cells, len(rows[0]), width)
-
-
 def labelled(image: Array, names: dict[str, tuple[float, float]], mpp: float) -> Figure:
     """Draw a picture (3, H, W) with names beside it, each with a line to the pixel (x, y) it names.
 
@@ -296,15 +284,6 @@ def scatter(
         ax.scatter(*points[labels == c].T, color=ink, **look)
     ax.set(title=drawable(title), xlabel="component 1", ylabel="component 2", xticks=[], yticks=[])
     ax.legend(frameon=False, fontsize=9, markerscale=1.6)
-
-
-def embedding_maps(maps: Arrays, labels: Array, class_names: Names) -> Figure:
-    """Draw several 2-d maps (N, 2) of the same tiles, two beside each other."""
-    columns, rows = min(len(maps), 2), -(-len(maps) // 2)
-    figure, axes = plt.subplots(rows, columns, figsize=(5.2 * columns, 4.1 * rows), squeeze=False)
-    for ax, (title, points) in zip(axes.flat, maps.items(), strict=False):
-        scatter(ax, points, labels, class_names, title)
-    return figure
 
 
 def similarity_matrix(similarity: Array, names: Names, title: str = "") -> Figure:

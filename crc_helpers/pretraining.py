@@ -92,14 +92,6 @@ def floor_loss(batch: int, temperature: float) -> float:
     return math.log1p((2 * batch - 2) * math.exp(-1 / temperature))
 
 
-def alignment(z1: Tensor, z2: Tensor) -> Tensor:
-    """Return the mean squared distance of positive pairs (N, D) on the unit sphere; 0 is best.
-
-    Source: Wang & Isola 2020, arXiv 2005.10242.
-    """
-    return (F.normalize(z1, dim=1) - F.normalize(z2, dim=1)).square().sum(dim=1).mean()
-
-
 def uniformity(z: Tensor) -> Tensor:
     """Return log mean exp(-2 d^2) over pairs of rows of z (N, D) on the unit sphere; lower is
     more evenly spread.

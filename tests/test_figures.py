@@ -28,12 +28,11 @@ LARGE = np.ones((4, 24, 24), np.float32)
 def every_plot(a: str, b: str) -> dict:
     """Each plot that a lesson shows, of two classes of these names."""
     names, titles = [a, b], [a, b, a, b]
-    points, groups = RNG.random((60, 2)), np.array([a, b] * 30)
+    _points, groups = RNG.random((60, 2)), np.array([a, b] * 30)
     counts = pd.DataFrame([[3, 2], [1, 1]], ["train", "test"], names)
     curves = {name: np.array(SCORE) for name in names}
     return {
         "tile_grid": lambda: figures.tile_grid(TILES, titles, 2, MASKS),
-        "image_rows": lambda: figures.image_rows([TILES[:2], TILES[2:]], names, names),
         "labelled": lambda: figures.labelled(TILES[0], {a: (3, 5), b: (9, 7)}, 1.0),
         "slide": lambda: figures.slide(np.concatenate([*TILES], 2), np.hstack([*MASKS]), titles),
         "explanations": lambda: figures.explanations(
@@ -44,7 +43,6 @@ def every_plot(a: str, b: str) -> dict:
         "class_and_split": lambda: figures.class_and_split(counts, 3),
         "votes": lambda: figures.votes_histogram(np.arange(8), names, np.arange(1, 9)),
         "colours": lambda: figures.colour_scatter(RNG.random((60, 15)), LABELS, names, groups),
-        "maps": lambda: figures.embedding_maps({a: points, b: points, "c": points}, LABELS, names),
         "similarity": lambda: figures.similarity_matrix(np.eye(4), list("abAB")),
         "loss": lambda: figures.loss_curve({"tissue": LOG}, 4.8, 0.6, classes=6),
         "learning": lambda: figures.learning_curves({"tuned": TUNED, "cut short": LOG}, 0.5),
@@ -177,8 +175,9 @@ def test_long_names_of_classes_are_broken_and_leave_room_for_the_tiles():
 
 def test_nine_classes_have_nine_colours_and_colours_that_do_not_vary_are_drawn():
     names = [f"class {k}" for k in range(9)]
-    figure = figures.embedding_maps({"network": RNG.random((18, 2))}, np.arange(18) % 9, names)
-    colours = [tuple(dots.get_facecolor()[0]) for dots in figure.axes[0].collections]
+    ax = plt.figure().subplots()
+    figures.scatter(ax, RNG.random((18, 2)), np.arange(18) % 9, names, "network")
+    colours = [tuple(dots.get_facecolor()[0]) for dots in ax.collections]
     assert len(colours) == len(set(colours)) == 9
     features = RNG.random((12, 15))
     features[:, 3] = 1.0  # all tiles show some glass

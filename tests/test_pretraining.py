@@ -17,7 +17,6 @@ from crc_helpers.models import Encoder, ProjectionHead
 from crc_helpers.pretraining import (
     Contrast,
     Training,
-    alignment,
     batches,
     chance_loss,
     effective_rank,
@@ -121,15 +120,6 @@ def test_nt_xent_refuses_a_temperature_that_is_not_positive(temperature):
 
 # --- Monitors ------------------------------------------------------------------------------------
 
-UNIT = torch.eye(4)
-
-
-@pytest.mark.parametrize(
-    ("other", "expected"), [(UNIT, 0.0), (3 * UNIT, 0.0), (UNIT.roll(1, 0), 2.0), (-UNIT, 4.0)]
-)
-def test_alignment_is_the_squared_distance_of_partners(other, expected):
-    assert alignment(UNIT, other).item() == pytest.approx(expected, abs=1e-6)
-
 
 @pytest.mark.parametrize(
     ("rows", "expected"),
@@ -149,7 +139,7 @@ def test_uniformity_by_hand(rows, expected):
     [
         (torch.ones(5, 3), 1.0),  # collapse to a point
         (torch.tensor([[1.0, 2], [2, 4], [3, 6]]), 1.0),  # collapse to a line
-        (torch.cat([UNIT, -UNIT]), 4.0),  # as far as four dimensions go
+        (torch.cat([torch.eye(4), -torch.eye(4)]), 4.0),  # as far as four dimensions go
         # Singular values in the proportion 3 to 1.
         (
             torch.tensor([[3.0, 0], [-3, 0], [0, 1], [0, -1]]),
