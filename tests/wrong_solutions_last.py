@@ -223,6 +223,82 @@ WRONG = {
             ),
         ),
     },
+    "09_explanations_on_trial": {
+        "mass_minus_area": wrong(
+            "mass_minus_area(heat, region)",
+            ("return (heat * region).sum() / heat.sum()", "area off"),
+            ("return (heat * region).sum() / heat.sum() / region.mean()", "divided by the area"),
+            (
+                "return (heat * region).sum() / max(heat.sum(), 1e-9) - region.mean()",
+                "map of zeros",
+            ),
+        ),
+        "rank_correlation": wrong(
+            "rank_correlation(one, other)",
+            ("return np.corrcoef(one.ravel(), other.ravel())[0, 1]", "ranks first"),
+            (
+                """
+                a, b = (np.argsort(np.argsort(m.ravel(), kind="stable")) for m in (one, other))
+                return np.corrcoef(a, b)[0, 1]
+                """,
+                "by where they stand",
+            ),
+            (
+                """
+                if np.ptp(one) == 0 or np.ptp(other) == 0:
+                    return np.nan
+                return np.corrcoef(rankdata(one.ravel()), rankdata(other.ravel()))[0, 1]
+                """,
+                "blank map",
+            ),
+        ),
+        "deletion_curve": [
+            (
+                "def deletion_curve(ask, x, heat, shares):\n"
+                f"    order, curve = np.argsort({order}heat.ravel()), []\n"
+                "    for share in shares:\n"
+                "        gone = torch.from_numpy(order[: round(share * heat.size)])\n"
+                f"        filled = {copy}\n"
+                f"        filled.view(3, -1)[:, gone] = {colour}\n"
+                "        curve.append(ask(filled))\n"
+                "    return curve",
+                word,
+            )
+            for order, copy, colour, word in (
+                ("", "x.clone()", "x.mean(dim=(1, 2))[:, None]", "*coldest*"),
+                ("-", "x", "x.mean(dim=(1, 2))[:, None]", "has changed"),
+                ("-", "x.clone()", "0", "black"),
+                ("-", "x.clone()", "x.mean()", "grey"),
+            )
+        ],
+        "verdict": wrong(
+            "verdict(low, high, threshold, below=False)",
+            (
+                "return 'yes' if ((low + high) / 2 > threshold) != below else 'no'",
+                "its middle above",
+            ),
+            (
+                "return 'yes' if (high < threshold if below else low > threshold) else 'no'",
+                "refuted",
+            ),
+            (
+                """
+                if low <= threshold <= high:
+                    return "not shown"
+                return "yes" if (low > threshold) != below else "no"
+                """,
+                "not known",
+            ),
+            (
+                """
+                if low > threshold:
+                    return "yes"
+                return "no" if high < threshold else "not shown"
+                """,
+                "turns the wanted side",
+            ),
+        ),
+    },
     "10_from_tile_to_slide": {
         "find_tissue": wrong(
             "find_tissue(thumb)",
