@@ -12,6 +12,7 @@ import matplotlib.pyplot as plt
 import nbformat
 import pytest
 import wrong_solutions
+import wrong_solutions_last
 import wrong_solutions_later
 from nbgrader.apps.api import NbGraderAPI
 from nbgrader.coursedir import CourseDirectory
@@ -20,7 +21,7 @@ from traitlets.config import Config
 import exercises
 from crc_helpers.runs import ROOT
 
-WRONG = wrong_solutions.WRONG | wrong_solutions_later.WRONG
+WRONG = wrong_solutions.WRONG | wrong_solutions_later.WRONG | wrong_solutions_last.WRONG
 each = pytest.mark.parametrize("file", exercises.source_files(), ids=lambda f: f.stem)
 
 
