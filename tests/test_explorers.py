@@ -250,7 +250,7 @@ def encoded(image: Image.Image, form: str = "PNG") -> bytes:
 
 def test_pictures_of_your_own_stay_until_others_take_their_place(explorer):
     chooser = explorer.chooser
-    hostile = "<b>$x^{<b> and a name that goes on.png"
+    hostile = "<b>$x^{</b> and a name that goes on.png"
     colours = {"pink.png": "pink", hostile: "green"}
     pictures = {name: Image.new("RGB", (300, 200), colour) for name, colour in colours.items()}
     chooser.upload.value = tuple(uploaded(n, encoded(p))[0] for n, p in pictures.items())

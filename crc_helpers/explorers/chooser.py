@@ -83,7 +83,7 @@ class TileChooser:
     def take_uploads(self, chosen: int = OWN) -> None:
         """Decode what was uploaded, in place of what was before; nothing is written to disk."""
         size, scale, files = self.tiles.images.shape[-1], self.scale(), self.upload.value
-        named = [(Path(f["name"]).name, bytes(f["content"])) for f in files]
+        named = [(file["name"], bytes(file["content"])) for file in files]
         self.own = [(n, *own_tile(n, content, size, scale)) for n, content in named]
         self.shown = None
         self.fill(max(chosen, OWN + 1 - len(self.own)))  # of the last, fewer may be left
