@@ -127,6 +127,7 @@ def in_browser() -> None:
             if lesson != there:
                 browser.stop_kernels(address)
                 browser.open_lesson(page, address, lesson)
+                browser.unfold(page)
                 there = lesson
             moved = browser.control(page, words)
             moved.scroll_into_view_if_needed()

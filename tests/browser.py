@@ -45,12 +45,13 @@ HASH = """async p => {
   const bytes = await (await fetch(p.src)).arrayBuffer()
   return Array.from(new Uint8Array(await crypto.subtle.digest("SHA-1", bytes))).join()
 }"""
+PICTURE = "img.picture:not(.strip img)"  # of an explorer
 # The innermost box around a control that also holds a picture is its explorer.
-EXPLORER = """control => {
-  let box = control
-  while (!box.querySelector("img.widget-image:not(.strip)")) box = box.parentElement
+EXPLORER = f"""control => {{
+  let box = control.parentElement
+  while (!box.querySelector("{PICTURE}")) box = box.parentElement
   return box
-}"""
+}}"""
 # Milliseconds from the first thing done to a control to the next picture on the screen that is
 # another: one still on its way from what was done before is drawn again the same, and is not it.
 WATCH = f"""(picture, before) => {{
@@ -208,7 +209,13 @@ def open_notebook(page, address: str, name: str) -> None:
 
 def pictures(page) -> list:
     """Every explorer's picture."""
-    return page.locator("img.widget-image:not(.strip)").all()
+    return page.locator(PICTURE).all()
+
+
+def unfold(page) -> None:
+    """Open all that explorers have folded."""
+    closed = ".jupyter-widget-Collapse:not(.jupyter-widget-Collapse-open) > *:first-child"
+    page.locator(closed).evaluate_all("headers => headers.forEach(header => header.click())")
 
 
 def whole(picture):
@@ -242,7 +249,7 @@ def timed(page, control, act, limit: int = 30_000) -> tuple:
     None for the milliseconds if it is the same after `limit` of them.
     """
     box = control.evaluate_handle(EXPLORER)
-    picture = box.query_selector("img.widget-image:not(.strip)")
+    picture = box.query_selector(PICTURE)
     picture.evaluate(WATCH, picture.evaluate(HASH))
     act()
     milliseconds = page.evaluate(WAIT, limit)

@@ -26,6 +26,7 @@ from browser import (
     small_lessons,
     stop_kernels,
     timed,
+    unfold,
     whole,
 )
 from playwright.sync_api import sync_playwright
@@ -128,7 +129,10 @@ def test_every_control_of_every_explorer(page, lab, shots, number):
     keep_pictures(page, shots, f"{number}_before")
     if number == "02":
         by_keys(page)
+    unfold(page)
     took = {}
+    if number == "06":
+        took |= by_mouse(page)
     for handle in page.locator(".noUi-handle").all():
         words = describe(handle)
         handle.scroll_into_view_if_needed()
@@ -144,7 +148,7 @@ def test_every_control_of_every_explorer(page, lab, shots, number):
         took[words] = redrawn(page, handle, lambda k=key: page.keyboard.press(k))
     for select in page.locator(".widget-dropdown select").all():
         words, count = describe(select), select.locator("option").count()
-        if count > 1:
+        if count > 1 and select.is_enabled():  # two methods need no layer
             chosen = int(select.evaluate("s => s.selectedIndex"))
             assert chosen >= 0, f"nothing is selected in {words}"
             after = (chosen + 1) % count
@@ -181,6 +185,22 @@ def test_every_control_of_every_explorer(page, lab, shots, number):
     runs.save_json(file, known | {number: {k: v and round(v / 1e3, 3) for k, v in took.items()}})
 
 
+def by_mouse(page):
+    """A click on a thumbnail, and an arrow, choose a tile; one in the picture covers a place."""
+    strip, picture = page.locator(".strip img").first, pictures(page)[0]
+    strip.scroll_into_view_if_needed()
+    box, took = strip.bounding_box(), {}
+    second = {"x": box["width"] / 4, "y": box["height"] / 4}
+    took["a thumbnail"] = redrawn(page, strip, lambda: strip.click(position=second))
+    assert selected(page, "tile").startswith("2: ")
+    redrawn(page, strip, lambda: strip.press("ArrowRight"))
+    assert selected(page, "tile").startswith("3: ") and "Chosen: 3: " in strip.get_attribute("alt")
+    tile = {"x": 200, "y": 200}
+    took["the picture"] = redrawn(page, picture, lambda: picture.click(position=tile))
+    assert "by the square" in picture.get_attribute("alt")
+    return took
+
+
 def upload(page):
     """A good picture is explained; a bad one gets a sentence, and the explorer goes on."""
     buffer = io.BytesIO()
@@ -194,7 +214,7 @@ def upload(page):
         chooser.value.set_files({"name": name, "mimeType": "image/png", "buffer": content})
 
     redrawn(page, control, lambda: give("<b>$bold$</b>.png", buffer.getvalue()))
-    assert selected(page, "tile") == "your own: <b>$bold$</b>.png"
+    assert selected(page, "tile") == "1: your own, <b>$bold$</b>.png"
     before = pictures(page)[0].evaluate(HASH)
     give("broken.png", buffer.getvalue()[:100])
     page.wait_for_selector(".widget-label:has-text('Not drawn: broken.png')", timeout=20_000)
@@ -204,7 +224,7 @@ def upload(page):
     Image.fromarray(noise).save(buffer := io.BytesIO(), "PNG")
     assert buffer.tell() > 12e6  # more than Jupyter lets through unless `make lab` allows it
     redrawn(page, control, lambda: give("large.png", buffer.getvalue()))
-    assert selected(page, "tile") == "your own: large.png"
+    assert selected(page, "tile") == "1: your own, large.png"
 
 
 def by_keys(page):

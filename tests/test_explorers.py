@@ -25,7 +25,15 @@ from test_data import fake_tiles
 from crc_helpers.augmentation import VIEWS, draw_parameters, shrink
 from crc_helpers.data import load_tiles
 from crc_helpers.evaluation import wilson_interval
-from crc_helpers.explanations import hires_cam, layer_cam
+from crc_helpers.explanations import (
+    cascade,
+    centre_map,
+    hires_cam,
+    integrated_gradients,
+    layer_cam,
+    occlusion,
+    stain_map,
+)
 from crc_helpers.explorers import (
     EmbeddingExplorer,
     GradCamExplorer,
@@ -41,9 +49,8 @@ from crc_helpers.explorers import (
     threshold_figure,
 )
 from crc_helpers.explorers import base as base_explorer
-from crc_helpers.explorers import grad_cam as cam_explorer
-from crc_helpers.explorers import heat as heat_explorer
-from crc_helpers.explorers.chooser import OWN
+from crc_helpers.explorers import heat as maps
+from crc_helpers.explorers.chooser import COLUMNS, OWN, SIDE
 from crc_helpers.explorers.grad_cam import Question
 from crc_helpers.explorers.heat import paint_over
 from crc_helpers.explorers.views import still_shown, views_of
@@ -76,9 +83,7 @@ def explorer(parts):
 def test_the_answer_is_that_of_the_controls(explorer, parts, monkeypatch):
     """Each control moves the picture; the network is asked only where the answer may be another."""
     asked = []
-    monkeypatch.setattr(
-        cam_explorer, "explain", lambda *given: asked.append(given) or explain(*given)
-    )
+    monkeypatch.setattr(maps, "explain", lambda *given: asked.append(given) or explain(*given))
     looks = [("threshold", 0.2), ("opacity", 0.1), ("raw", True)]
     questions = [("layer", "layer1"), ("target", 0), ("model", "random"), ("method", "LayerCAM")]
     explorer.chooser.tile.value = 1
@@ -95,17 +100,38 @@ def test_the_answer_is_that_of_the_controls(explorer, parts, monkeypatch):
     pixels = shrink(image[None], 64)
     expected = layer_cam(explorer.models["random"], pixels, torch.tensor([0]), "layer1")[0]
     np.testing.assert_array_equal(heat.cells, expected)
-    assert heat.change is not None
+    assert heat.change is not None and f"p(HP)={heat.probabilities[0]:.2f}" in explorer.picture.alt
+    explorer.method.value = "occlusion"
+    assert explorer.layer.disabled and "occlusion" in explorer.picture.alt
 
 
-def test_a_comparison_stands_below(explorer):
-    alone = Image.open(io.BytesIO(explorer.picture.value))
+def test_a_comparison_stands_beside_and_nothing_jumps(explorer, parts, monkeypatch):
+    alone, drawn, draw = explorer.picture.value, [], maps.explanation_figure
+    monkeypatch.setattr(maps, "explanation_figure", lambda *a: drawn.append(a) or draw(*a))
     explorer.beside.value = ("model", "random")
-    page = Image.open(io.BytesIO(explorer.picture.value))
-    assert page.size == (alone.width, 2 * alone.height)
-    explorer.model.value, explorer.beside.value = "random", ()
-    below = page.crop((0, alone.height, alone.width, 2 * alone.height))
-    np.testing.assert_array_equal(below, Image.open(io.BytesIO(explorer.picture.value)))
+    pixels = shrink(torch.from_numpy(parts[1].images[:1]), 64)
+    for heat, network in zip((drawn[0][0], drawn[0][-1]), explorer.models.values(), strict=True):
+        np.testing.assert_allclose(heat.cells, grad_cam(network, pixels, 1).maps[0], atol=1e-6)
+    sizes = {Image.open(io.BytesIO(png)).size for png in (alone, explorer.picture.value)}
+    assert len(sizes) == 1
+
+
+def test_controls_are_what_they_are_called(explorer, parts):
+    """Each beside the map that has to beat it: two ask no network, two know nothing."""
+    for name in ("centre", "haematoxylin", "random weights", "another tile's map"):
+        explorer.beside.value = ("control", name)
+        assert explorer.message.value == "" and f"; {name}" in explorer.picture.alt
+    question, pixels = explorer.questions()[0], shrink(torch.from_numpy(parts[1].images), 64)
+    centre, stain, untrained, elsewhere = (
+        explorer.answer(question._replace(control=name)).cells
+        for name in ("centre", "haematoxylin", "random weights", "another tile's map")
+    )
+    np.testing.assert_allclose(centre, centre_map(1, 64)[0])
+    cells = explorer.answer(question).cells.shape[-1]
+    np.testing.assert_allclose(stain, stain_map(pixels[:1], 64 / cells / 2)[0])
+    np.testing.assert_allclose(elsewhere, grad_cam(parts[0], pixels[1:2], 1).maps[0])
+    *_, (_, fresh) = cascade(parts[0])
+    np.testing.assert_allclose(untrained, grad_cam(fresh, pixels[:1], 1).maps[0])
 
 
 @pytest.mark.parametrize("names", [("HP", "SSA"), ("all", "right")])
@@ -132,15 +158,45 @@ def test_filters_offer_the_tiles_they_name(parts, names):
     assert "readers 4 : 3" not in dict(explorer.chooser.filter.options)  # these have no votes
 
 
-def test_a_button_below_each_picture_chooses_it_and_the_strip_frames_it(explorer):
+def test_a_click_on_a_thumbnail_chooses_it_and_the_strip_frames_it(explorer):
     chooser = explorer.chooser
     for k in (2, 0, 1):
-        chooser.picks[k].click()
+        before = explorer.picture.value
+        chooser.strip.point = [(k + 0.9) / COLUMNS, 0.1]
         row = np.asarray(Image.open(io.BytesIO(chooser.strip.value)))
-        frames = [(row[40, 78 * j : 78 * j + 3] == 0).all() for j in range(3)]
+        frames = [(row[40, SIDE * j : SIDE * j + 3] == 0).all() for j in range(3)]
         assert frames == [j == k for j in range(3)] and chooser.tile.value == k
-    chooser.filter.value = "class SSA"
-    assert [pick.layout.visibility for pick in chooser.picks] == ["visible"] + 11 * ["hidden"]
+        assert explorer.picture.value != before and chooser.strip.alt.endswith(chooser.tile.label)
+    chooser.strip.point = [0.9, 0.9]  # no tile is there
+    assert chooser.tile.value == 1 and explorer.message.value == ""
+
+
+def test_a_click_in_the_picture_covers_that_place_and_one_beside_it_uncovers(explorer):
+    side, across, down = explorer.cover
+    for beside in ((), ("control", "centre")):
+        explorer.beside.value = beside
+        for left, bottom, width, height in maps.places(1 + len(explorer.questions())):
+            explorer.picture.point = [left + 0.25 * width, 1 - bottom - 0.5 * height]
+            assert (across.value, down.value) == pytest.approx((0.25, 0.5)) and side.value > 0
+            covered = explorer.answer(explorer.questions()[0])
+            assert covered.change is not None and "by the square" in explorer.picture.alt
+            assert np.ptp(covered.image[0, 29:35, 13:19]) == 0  # of noise
+            explorer.picture.point = [0.5, 0.01]
+            assert side.value == 0 and "by the square" not in explorer.picture.alt
+
+
+def test_an_error_stays_until_a_change_that_works(parts):
+    """A network may have no layer of that name; what it offers must not hide the sentence."""
+    other = Classifier(Encoder("vit_tiny_patch16_224"), 2).eval()
+    models = {"one": parts[0], "other": other}
+    explorer = GradCamExplorer(models, parts[1], np.arange(3), size=224)
+    before = explorer.picture.value
+    explorer.model.value = "other"
+    assert explorer.message.value.startswith("Not drawn: ") and "layer" in explorer.message.value
+    explorer.threshold.value = 0.2
+    assert explorer.message.value.startswith("Not drawn: ") and explorer.picture.value == before
+    explorer.model.value = "one"
+    assert explorer.message.value == "" and explorer.picture.value != before
 
 
 def test_one_scale_for_all_is_the_highest_of_all_maps_shown(explorer, parts):
@@ -155,13 +211,18 @@ def test_one_scale_for_all_is_the_highest_of_all_maps_shown(explorer, parts):
     assert explorer.top() >= max(shown)
 
 
-@pytest.mark.parametrize("method", heat_explorer.CAMS)
+@pytest.mark.parametrize("method", maps.METHODS)
 def test_every_method_draws_its_own_map(parts, method):
     model, image, target = parts[0], parts[1].images[0], torch.tensor([1])
     found = explain(model, image, 64, 1, "layer2", method=method).cells
-    given = model, shrink(torch.from_numpy(image[None]), 64), target, "layer2"
-    named = {"HiResCAM": hires_cam, "LayerCAM": layer_cam}
-    expected = named[method](*given) if method in named else grad_cam(*given).maps
+    given = model, shrink(torch.from_numpy(image[None]), 64), target
+    expected = {
+        "Grad-CAM": lambda: grad_cam(*given, "layer2").maps,
+        "HiResCAM": lambda: hires_cam(*given, "layer2"),
+        "LayerCAM": lambda: layer_cam(*given, "layer2"),
+        "Integrated Gradients": lambda: integrated_gradients(*given, 8).relu(),
+        "occlusion": lambda: occlusion(*given, 16, 8).relu(),
+    }[method]()
     np.testing.assert_allclose(found, expected[0], atol=1e-6)
 
 
@@ -187,21 +248,43 @@ def encoded(image: Image.Image, form: str = "PNG") -> bytes:
     return buffer.getvalue()
 
 
-def test_a_picture_of_your_own_stays_until_another_takes_its_place(explorer):
+def test_pictures_of_your_own_stay_until_others_take_their_place(explorer):
     chooser = explorer.chooser
     hostile = "<b>$x^{</b> and a name that goes on.png"
-    for name, colour in (("pink.png", "pink"), (hostile, "green")):
-        image = Image.new("RGB", (300, 200), colour)
-        chooser.upload.value = uploaded(name, encoded(image))
-        assert explorer.message.value == "" and chooser.tile.label == f"your own: {name}"
+    colours = {"pink.png": "pink", hostile: "green"}
+    pictures = {name: Image.new("RGB", (300, 200), colour) for name, colour in colours.items()}
+    chooser.upload.value = tuple(uploaded(n, encoded(p))[0] for n, p in pictures.items())
+    for k, (name, image) in enumerate(pictures.items()):
+        chooser.strip.point = [(k + 0.5) / COLUMNS, 0.2]
+        assert explorer.message.value == "" and chooser.tile.label == f"{k + 1}: your own, {name}"
         shown, mask, title = chooser.chosen()
         np.testing.assert_array_equal(shown[:, 0, 0], np.asarray(image)[0, 0])
         np.testing.assert_array_equal(explorer.answer(explorer.questions()[0]).image, shown)
-        assert mask is None and title.endswith(", 300×200 px") and len(title) < 40
-    chooser.filter.value = "class SSA"  # offers other tiles, and leaves the picture
-    assert chooser.tile.value == OWN
+        assert mask is None and ", 300×200 px\nits middle 200×200 px, scale not" in title
+        assert max(map(len, title.split("\n"))) < 42
+    chooser.filter.value = "class SSA"  # offers other tiles, and leaves the pictures
+    assert chooser.tile.value == OWN - 1 and len(chooser.tile.options) == 3
     chooser.tile.value = 1
     assert chooser.chosen()[2] == "truth: SSA"
+    chooser.upload.value = uploaded("blue.png", encoded(Image.new("RGB", (64, 64), "blue")))
+    assert [value for _, value in chooser.tile.options] == [OWN, 1]
+    assert chooser.chosen()[2] == "blue.png, 64×64 px\nall of it, scale not known"
+
+
+def test_a_known_scale_shows_as_much_tissue_as_a_tile(explorer):
+    """These tiles of 64 px have 2 µm a pixel; at 0.5 that is 256 px of the upload."""
+    chooser = explorer.chooser
+    picture = np.zeros((300, 400, 3), np.uint8)
+    picture[22:278, 72:328] = 200
+    chooser.upload.value = uploaded("grey.png", encoded(Image.fromarray(picture)))
+    assert chooser.chosen()[0].min() == 0
+    chooser.mpp.value = "0,5"
+    image, _, title = chooser.chosen()
+    assert image.shape == (3, 64, 64) and image.min() == 200
+    assert title == "grey.png, 400×300 px\nits middle 256×256 px, at the tiles' scale"
+    for words, why in (("0.3", "a tile is 427 px"), ("x", "is no number")):
+        before, chooser.mpp.value = explorer.picture.value, words
+        assert why in explorer.message.value and explorer.picture.value == before
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from crc_helpers.runs import ROOT
 sys.path.append(str(ROOT / "tests"))
 from browser import (  # the lessons in JupyterLab, as their tests operate them
     CHROMIUM,
+    PICTURE,
     control,
     jupyterlab,
     open_lesson,
@@ -29,7 +30,10 @@ from browser import (  # the lessons in JupyterLab, as their tests operate them
 
 
 def film(page, address: str, number: str, scenes: list[tuple[str, str, int]], path: Path) -> None:
-    """Film the first explorer of a lesson: (a control's words, a key or "next", how often)."""
+    """Film the first explorer of a lesson: (a control's words, a key or "next", how often).
+
+    A picture that answers to keys is named by its selector.
+    """
     open_lesson(page, address, number)
     explorer = whole(pictures(page)[0])
     explorer.scroll_into_view_if_needed()
@@ -37,7 +41,7 @@ def film(page, address: str, number: str, scenes: list[tuple[str, str, int]], pa
     for words, key, times in [("", "", 1), *scenes]:
         for _ in range(times):
             if words:
-                moved = control(page, words)
+                moved = page.locator(words).first if "img" in words else control(page, words)
                 if key == "next":  # of a list
                     moved.select_option(index=moved.evaluate("list => list.selectedIndex + 1"))
                 else:
@@ -60,8 +64,8 @@ def main() -> None:
         page = browser.new_page(viewport={"width": 1280, "height": 1400})
         up = [("severity", "PageUp", 7), ("cut angle", "PageUp", 7)]
         film(page, address, "01", up, ROOT / "figures" / "explorer_tissue.webp")
-        shown = [("tile", "next", 7), ("boxes at", "PageDown", 2), ("opacity", "PageDown", 2)]
-        shown += [("cover: side", "PageUp", 4), ("cover: across", "PageDown", 3)]
+        shown = [(".strip img", "ArrowRight", 5), (".strip img", "ArrowDown", 1)]
+        shown += [(PICTURE, "ArrowLeft", 4), (PICTURE, "ArrowUp", 3), ("network", "next", 3)]
         film(page, address, "06", shown, ROOT / "figures" / "explorer_grad_cam.webp")
         browser.close()
     shutil.rmtree(folder)

@@ -2,7 +2,7 @@
 
 import base64
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 
 import cv2
 import ipywidgets as widgets
@@ -14,6 +14,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from crc_helpers.data import Tiles
+from crc_helpers.explorers.pointer import PointedImage
 
 WIDTH = 8.0  # inches of a figure: at 100 dots an inch it fits beside JupyterLab's list of files
 THIRDS = [(left, 0.14, 0.324, 0.72) for left in (0.004, 0.338, 0.672)]  # for three pictures
@@ -46,6 +47,12 @@ def as_png(figures: Iterable[Figure]) -> bytes:
     return cv2.imencode(".png", np.concatenate(pictures))[1].tobytes()  # twice as fast as Pillow's
 
 
+def words_of(figure: Figure) -> str:
+    """Return what a figure says of itself: titles and notes, for those who cannot see it."""
+    texts = [*(ax.title for ax in figure.axes), *figure.texts]
+    return "; ".join(" ".join(t.get_text().split()) for t in texts if t.get_text())
+
+
 def running_cell() -> tuple[str, str] | None:
     """Return the ids of the running cell and of its run; None outside a notebook."""
     parent = getattr(get_ipython(), "get_parent", dict)()
@@ -70,9 +77,9 @@ class Explorer:
     """
 
     def __init__(self, controls: list[widgets.Widget]) -> None:
-        self.controls = controls
-        self.picture = widgets.Image(format="png", layout={"max_width": "100%"})
-        self.message, self.link = widgets.Label(), widgets.HTML()
+        self.controls, self.busy = controls, False
+        self.picture = PointedImage(answers="")
+        self.message, self.link = widgets.Label(layout={"min_height": "28px"}), widgets.HTML()
         for control in controls:
             control.observe(self._redraw, names="value")
         self._draw()
@@ -85,25 +92,34 @@ class Explorer:
         """Yield the figures to show, from top to bottom."""
         yield self.figure()
 
+    def prepare(self, control: widgets.Widget) -> str:
+        """Do what a change of a control asks for, but drawing; return words on it, or none."""
+        return ""
+
     def _draw(self) -> None:
-        picture = as_png(self.pages())
-        self.picture.value = picture
+        said: list[str] = []
+        picture = as_png(said.append(words_of(figure)) or figure for figure in self.pages())
+        self.picture.value, self.picture.alt = picture, "; ".join(said)
         # The picture itself is in the link: saved by the browser, nothing written here.
         address = f"data:image/png;base64,{base64.b64encode(picture).decode()}"
         self.link.value = f'<a download="{type(self).__name__}.png" href="{address}">save</a>'
 
-    def _redraw(self, _change: object = None) -> None:
-        self._attempt(self._draw)
+    def _redraw(self, change: dict) -> None:
+        self._attempt(partial(self.prepare, change["owner"]))
 
-    def _attempt(self, act: Callable[[], None]) -> None:
-        """Do what a control asks for: with a busy sign, and a sentence where it fails."""
-        self.message.value = "drawing …"
+    def _attempt(self, act: Callable[[], str | None]) -> None:
+        """Act and draw once, whatever other controls that moves; a sentence where it fails."""
+        if self.busy:
+            return
+        self.busy, self.message.value = True, "drawing …"
         try:
-            act()
-            if self.message.value == "drawing …":  # else it has drawn on the way, or failed to
-                self.message.value = ""
+            words = act()
+            self._draw()
+            self.message.value = words or ""
         except Exception as error:
             self.message.value = f"Not drawn: {error}"
+        finally:
+            self.busy = False
 
     def show(self) -> widgets.Widget:
         """Return the widget, for the last line of a cell; what an earlier run showed is closed."""
@@ -163,9 +179,10 @@ def number(description: str, value: int) -> widgets.BoundedIntText:
     return widgets.BoundedIntText(value=value, min=0, max=9999, **named(description))
 
 
-def tile_options(tiles: Tiles, indices: np.ndarray) -> list[tuple[str, int]]:
-    """Number, class and id of tiles, for a list to choose from."""
-    return [(f"{k}: {label(tiles, i)}, {tiles.ids[i]}", int(i)) for k, i in enumerate(indices, 1)]
+def tile_options(tiles: Tiles, indices: np.ndarray, first: int = 1) -> list[tuple[str, int]]:
+    """Number, counted from `first`, class and id of tiles, for a list to choose from."""
+    numbered = enumerate(indices, first)
+    return [(f"{k}: {label(tiles, i)}, {tiles.ids[i]}", int(i)) for k, i in numbered]
 
 
 def label(tiles: Tiles, i: int) -> str:

@@ -180,7 +180,7 @@ class ReadingRoom:
             image, mask = np.array(self.tiles.images[self.tile]), None
             if self.step == "truth" and self.tiles.masks is not None:
                 mask = self.tiles.masks[self.tile]
-            self.picture.png = as_png([reading_figure(image, self.point, None, mask)])
+            self.picture.value = as_png([reading_figure(image, self.point, None, mask)])
             if self.heat is not None:
                 self.map.value = as_png([reading_figure(image, self.point, self.heat, mask)])
             self.map.layout.visibility = "hidden" if self.heat is None else "visible"
