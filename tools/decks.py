@@ -79,6 +79,6 @@ def deck(source: Path) -> str:
 
 if __name__ == "__main__":
     DECKS.mkdir(parents=True, exist_ok=True)
-    for source in sorted(SOURCES.glob("0?.md")):
+    for source in sorted(SOURCES.glob("[01]?.md")):
         (DECKS / f"{source.stem}.html").write_text(deck(source), encoding="utf-8")
         print(f"{DECKS.name}/{source.stem}.html")
