@@ -317,6 +317,7 @@ def main() -> None:
     figures.save(draw_confusion(result), drawn / "paper_scale_confusion.png")
     figure = draw_explanations(np.load(out / "tuned_paper.npz"), material(scale)["fresh"])
     figures.save(figure, drawn / "paper_scale_grad_cam.jpg")
+    plt.close("all")
 
 
 if __name__ == "__main__":
