@@ -105,7 +105,9 @@ def test_a_table_that_is_committed_has_every_row_of_its_plan_once(file):
     name, _, data_name = file.stem.rpartition("_")
     plan = STUDIES[name].STUDY.plan
     rows = claims.read_study(name, data_name)
-    assert rows["changed"].nunique() == 1  # of one recipe
+    # On EBHI-Seg rivals learn enough in the usual steps.
+    told_of = "steps 120" if file.stem == "baselines_ebhi" else "nothing"
+    assert set(rows["changed"]) == {told_of}
     keys = sorted({key for row in plan(1) for key in row})
 
     def told(rows):
